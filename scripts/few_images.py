@@ -56,7 +56,7 @@ def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
     import_tensorflow()
     from trainer.data.load import load_dataset
     from trainer.distributed.devices import find_cluster
-    from trainer.model.pretrained import backbone_of
+    from trainer.model.pretrained import get_backbone
     from trainer.model.weights import find_weights, load_weights
     from trainer.spec import PretrainedSpec, load_spec
     from trainer.training import build_learner
@@ -70,7 +70,7 @@ def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
         if not isinstance(spec.model, PretrainedSpec):
             raise SystemExit("No pretrained weights are available on this machine.")
         if (file := find_weights(spec.model, cache_folder(), console)) is not None:
-            load_weights(backbone_of(model), file)
+            load_weights(get_backbone(model), file)
         features = build_features(spec, model, dataset, cluster, cache_folder(), console)
         if features is None:
             raise SystemExit("The recipe auto does not use frozen features for this data.")

@@ -52,7 +52,7 @@ from trainer.storage.local import replace_folder, write_json
 from trainer.training import AsyncCheckpointer, Learner, Observer, TrainResult, build_learner, train
 from trainer.training.features import Features, build_features
 from trainer.training.learner import whiten_first_layer
-from trainer.training.objective import objective_of
+from trainer.training.objective import get_objective
 from trainer.training.scaling import (
     ResolvedSpec,
     describe_scaling,
@@ -78,7 +78,7 @@ class Screen(Observer, Progress, Protocol):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """Inputs of the training: devices, data, resolved spec and model with its initial weights."""
 
     cluster: Cluster
@@ -124,7 +124,9 @@ def run(
     return verdict
 
 
-def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path, screen: Screen) -> Prepared:
+def prepare(
+    spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path, screen: Screen
+) -> PreparedRun:
     """Load the data, build the model with its initial weights, and write the files that describe the run."""
     dataset = load_dataset(
         spec.data, cache_dir, screen, lambda rejected: _write_rejected_early(folder, rejected), cluster.group
@@ -146,11 +148,13 @@ def prepare(spec: RunSpec, cluster: Cluster, folder: RunFolder, cache_dir: Path,
     model = learner.inference_model
     features = build_features(effective, model, dataset, cluster, cache_dir, screen)
     reused = None if spec.model.average_mirror else features
-    evaluator = Evaluator(model, cluster, reused, objective_of(spec.data.labels))
-    return Prepared(cluster, dataset, resolved, learner, features, evaluator, environment)
+    evaluator = Evaluator(model, cluster, reused, get_objective(spec.data.labels))
+    return PreparedRun(cluster, dataset, resolved, learner, features, evaluator, environment)
 
 
-def train_model(prepared: Prepared, folder: RunFolder, screen: Screen, shutdown: GracefulShutdown) -> Trained:
+def train_model(
+    prepared: PreparedRun, folder: RunFolder, screen: Screen, shutdown: GracefulShutdown
+) -> Trained:
     """Train the prepared model to its last epoch, saving checkpoints, and predict the evaluated splits."""
     spec, dataset, evaluator = prepared.resolved.effective, prepared.dataset, prepared.evaluator
 
@@ -175,7 +179,7 @@ def train_model(prepared: Prepared, folder: RunFolder, screen: Screen, shutdown:
     return Trained(result, predict_splits(evaluator.final(spec.is_frozen), dataset))
 
 
-def finish(prepared: Prepared, trained: Trained, folder: RunFolder, screen: Screen) -> Verdict:
+def finish(prepared: PreparedRun, trained: Trained, folder: RunFolder, screen: Screen) -> Verdict:
     """Write the metrics, the SavedModel and the report, then publish the run; only the chief does."""
     spec, dataset = prepared.resolved.spec, prepared.dataset
     metrics = _write_metrics(trained.predictions, trained.result, folder)
@@ -319,7 +323,7 @@ def _export(
     temporary = folder.path / f".model.{secrets.token_hex(6)}.tmp"
     folder.require_lease()
     export_model(temporary, model, dataset.class_names, spec.data, thresholds)
-    golden = make_golden(model, dataset.held_out, objective_of(spec.data.labels))
+    golden = make_golden(model, dataset.held_out, get_objective(spec.data.labels))
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
     precision = f"to {difference:.0e}" if difference else "exactly"

@@ -23,7 +23,7 @@ from trainer.data.load import load_dataset
 from trainer.data.progress import SilentProgress
 from trainer.data.sampler import steps_per_epoch
 from trainer.distributed.devices import find_cluster
-from trainer.model.pretrained import backbone_of, head_of
+from trainer.model.pretrained import get_backbone, get_head
 from trainer.spec import RunSpec, load_spec
 from trainer.training import build_learner
 from trainer.training.inference import Inference
@@ -41,7 +41,7 @@ def prepare_extraction(folder: Path) -> tuple[Callable[[], float], Callable[[], 
     spec, dataset = _load(folder, ["data.image_size=224", "train.epochs=1"])
     cluster = find_cluster()
     learner = build_learner(spec, len(dataset.class_names), 1, cluster)
-    backbone = backbone_of(learner.fill_inference_model())
+    backbone = get_backbone(learner.fill_inference_model())
     inference, rows = Inference(backbone, cluster), np.arange(_IMAGES)
     batch = tf.constant(dataset.train.pixels.gather(rows[:_BATCH]), tf.float32)
     forward = tf.function(lambda: backbone(batch, training=False), autograph=False)
@@ -79,7 +79,7 @@ def _bare_step(spec: RunSpec, dataset: Dataset) -> Callable[[], float]:
     steps = steps_per_epoch(len(dataset.train.labels), size)
     learner = build_learner(spec, len(dataset.class_names), steps, find_cluster())
     weights, optimizer = learner.phases[0].weights, keras.optimizers.AdamW(0.001)
-    backbone, head = backbone_of(learner.model), head_of(learner.model)
+    backbone, head = get_backbone(learner.model), get_head(learner.model)
     optimizer.build(weights)
     images = tf.constant(dataset.train.pixels.gather(np.arange(size)), tf.float32)
     labels = tf.constant(dataset.train.labels[:size])

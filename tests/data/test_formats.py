@@ -101,7 +101,7 @@ def test_evaluation_reports_converted_images(tmp_path: Path) -> None:
     messages: list[str] = []
 
     class Recorder(SilentProgress):
-        def say(self, message: str) -> None:
+        def on_message(self, message: str) -> None:
             messages.append(message)
 
     root, spec = of_a_phone(tmp_path / "data"), DataSpec(image_size=SIZE, max_rejected=0.1)

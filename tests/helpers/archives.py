@@ -27,7 +27,7 @@ class Started(SilentProgress):
         self.any = True
         return SilentTask()
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.messages.append(message)
 
 

@@ -34,7 +34,7 @@ class Told:
         self.started.append((label, total, unit))
         return SilentTask()
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.said.append(message)
 
 

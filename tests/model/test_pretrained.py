@@ -18,7 +18,7 @@ from trainer.export import export_model, load_model
 from trainer.export.load import COMPUTING
 from trainer.model import build_inference_model, build_model
 from trainer.model.layers import FusedBatchNormalization, Kernels
-from trainer.model.pretrained import backbone_of, build_backbone, head_of, stages_of
+from trainer.model.pretrained import build_backbone, get_backbone, get_head, stages_of
 from trainer.model.torch_file import read_torch_file
 from trainer.model.weights import load_weights
 from trainer.spec import DataSpec, PretrainedSpec
@@ -45,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsFile:
 @pytest.fixture(scope="module")
 def model(weights: WeightsFile) -> keras.Model:
     model = build_inference_model(PretrainedSpec(), 3, 64)
-    load_weights(backbone_of(model), weights)
+    load_weights(get_backbone(model), weights)
     return model
 
 
@@ -60,7 +60,7 @@ def drawn(height: int, width: int) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("size", ["64x64", "61x75"])
 def test_lite0_features_match_those_of_pytorch(model: keras.Model, size: str) -> None:
-    features = backbone_of(model)(drawn(*map(int, size.split("x")))).numpy()
+    features = get_backbone(model)(drawn(*map(int, size.split("x")))).numpy()
     expected = np.array(json.loads(GOLDEN.read_text())[size])
     np.testing.assert_allclose(features[:, 1::16], expected, atol=1e-4)
 
@@ -68,7 +68,7 @@ def test_lite0_features_match_those_of_pytorch(model: keras.Model, size: str) ->
 def test_lite0_classifies_a_photo_correctly(model: keras.Model, weights: WeightsFile) -> None:
     photo = tf.image.resize(load_sample_image("flower.jpg")[None], (224, 224), antialias=True)
     arrays = read_torch_file(weights.path)
-    features = backbone_of(model)(photo).numpy()
+    features = get_backbone(model)(photo).numpy()
     logits = features @ arrays["_fc.weight"].T + arrays["_fc.bias"]
     assert int(logits.argmax()) == DAISY
 
@@ -93,11 +93,11 @@ def test_pretrained_model_consists_of_backbone_and_head(weights: WeightsFile) ->
     trained = build_model(spec, 3, 64, "bfloat16", seed=1)
     answering = build_inference_model(spec, 3, 64)
     assert [each.shape for each in trained.weights] == [each.shape for each in answering.weights]
-    features = backbone_of(trained)(drawn(64, 64), training=False)
-    logits = head_of(trained)(features, training=True)
+    features = get_backbone(trained)(drawn(64, 64), training=False)
+    logits = get_head(trained)(features, training=True)
     assert (features.dtype, logits.dtype) == (tf.float32, tf.float32)
     assert (features.shape, logits.shape) == ((2, 1280), (2, 3))
-    assert np.any(logits != head_of(trained)(features, training=False))
+    assert np.any(logits != get_head(trained)(features, training=False))
     again = build_model(spec, 3, 64, "bfloat16", seed=1)
     assert all(
         np.array_equal(one.numpy(), two.numpy())
@@ -112,8 +112,8 @@ def test_grey_equals_three_equal_colours_and_alpha_uses_the_red_kernel(
     one, four = (build_backbone("efficientnet-lite0", count, POLICY, Kernels(0)) for count in (1, 4))
     load_weights(one, weights)
     load_weights(four, weights)
-    np.testing.assert_allclose(one(grey), backbone_of(model)(np.repeat(grey, 3, -1)), atol=1e-5)
-    kernel, wide = (each.get_layer("stem_conv").kernel.numpy() for each in (backbone_of(model), four))
+    np.testing.assert_allclose(one(grey), get_backbone(model)(np.repeat(grey, 3, -1)), atol=1e-5)
+    kernel, wide = (each.get_layer("stem_conv").kernel.numpy() for each in (get_backbone(model), four))
     np.testing.assert_allclose(wide[:, :, [0, 3, 2]] / 0.75, kernel[:, :, [0, 0, 2]], rtol=1e-5)
 
 

@@ -202,7 +202,7 @@ def test_run_withdrawn_while_waiting_for_its_lease_is_not_started(output: Store,
     lease = take_lease(output, ".seven.lease", lambda words: None)
 
     class Screen(SilentProgress):
-        def say(self, message: str) -> None:
+        def on_message(self, message: str) -> None:
             finished(output, tmp_path / "local", "seven")
             marker = output.read(f"seven/{MARKER}")
             assert marker is not None

@@ -43,7 +43,7 @@ class Listener(SilentProgress):
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.heard.append(message)
 
 

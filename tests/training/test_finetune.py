@@ -22,7 +22,7 @@ from trainer.errors import DataError, StoppedError, UsageError
 from trainer.evaluate.evaluator import Evaluator
 from trainer.model.dropout import RowDropout
 from trainer.model.layers import FusedBatchNormalization
-from trainer.model.pretrained import backbone_of, head_of, stages_of
+from trainer.model.pretrained import get_backbone, get_head, stages_of
 from trainer.model.weights import find_weights, load_weights
 from trainer.spec import EarlyStoppingSpec, PretrainedSpec, load_spec
 from trainer.spec.optimizer import FinetuneSpec
@@ -77,8 +77,8 @@ def test_finetuning_that_does_not_fit_is_refused() -> None:
 
 def weights_by_part(learner: Learner) -> list[list[np.ndarray]]:
     """Return copies of the trainable weights per stage, the head's weights, and the backbone statistics."""
-    backbone = backbone_of(learner.model)
-    parts = [*stages_of(backbone), head_of(learner.model).weights, backbone.non_trainable_variables]
+    backbone = get_backbone(learner.model)
+    parts = [*stages_of(backbone), get_head(learner.model).weights, backbone.non_trainable_variables]
     return [[weight.numpy() for weight in part] for part in parts]
 
 
@@ -282,7 +282,7 @@ def test_head_is_trained_in_steps_on_cached_features_without_augmentation(
         raise AssertionError("The model is pretrained.")
     weights = find_weights(spec.model, tmp_path, SilentProgress())
     assert weights is not None
-    load_weights(backbone_of(learner.inference_model), weights)
+    load_weights(get_backbone(learner.inference_model), weights)
     learner.take_inference_weights()
     _, result = do_train(spec, dataset, tmp_path / "cached", learner=learner)
     assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
@@ -290,10 +290,10 @@ def test_head_is_trained_in_steps_on_cached_features_without_augmentation(
     shorter = ["augment.flip=horizontal", "train.epochs=1", "train.finetune.frozen_epochs=1"]
     spec = load_spec(settings=[*steps, *shorter])
     learner = learner_for(spec, dataset)
-    before = [weight.numpy() for weight in backbone_of(learner.model).weights]
+    before = [weight.numpy() for weight in get_backbone(learner.model).weights]
     do_train(spec, dataset, tmp_path / "augmented", learner=learner)
     assert not list((tmp_path / "augmented" / "cache").rglob("*.npy"))
-    for one, other in zip(before, backbone_of(learner.model).weights, strict=True):
+    for one, other in zip(before, get_backbone(learner.model).weights, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
 
 

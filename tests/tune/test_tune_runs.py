@@ -17,7 +17,7 @@ import pytest
 from helpers.trainer_process import QUICK, command, trainer
 
 from trainer.cli.trials import train_trial
-from trainer.cli.tune import Job
+from trainer.cli.tune import TrialJob
 from trainer.spec import RunSpec, load_spec
 from trainer.storage import open_store
 from trainer.tune.parameters import parse_parameters
@@ -140,11 +140,11 @@ def test_pruned_trial_stops_with_a_checkpoint(
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
-def job_of(data: Path, folder: Path) -> Job:
+def job_of(data: Path, folder: Path) -> TrialJob:
     settings = [*QUICK[1::2], "optimizer.name=sgd", "train.epochs=40", "data.held_out=validation"]
     base: RunSpec = load_spec(settings=settings, overrides={"data.source": str(data), "output": str(folder)})
     store = open_store(str(folder / "study"))
-    return Job(
+    return TrialJob(
         base,
         store,
         Search(parse_parameters([RATE], base), 7, is_maximized=True, warmup_epochs=0),

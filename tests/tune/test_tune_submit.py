@@ -1,4 +1,4 @@
-"""A search on a cluster: an Indexed Job whose workers share the trials."""
+"""A search on a cluster: an Indexed TrialJob whose workers share the trials."""
 
 from __future__ import annotations
 

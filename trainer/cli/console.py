@@ -164,10 +164,6 @@ class Console:
         """Print a note for the user."""
         self.line(f"{'note':<{_LABEL_WIDTH}} {message}", style="yellow")
 
-    def say(self, message: str) -> None:
-        """Print a message of the data modules."""
-        self.on_message(message)
-
     def start(self, label: str, total: int | None, unit: str) -> Task:
         """Return a task that shows the progress of data work."""
         label = without_secrets(label)
@@ -289,10 +285,6 @@ class Quiet:
     def on_message(self, message: str) -> None:
         """Print a note for the user."""
         self._console.on_message(message)
-
-    def say(self, message: str) -> None:
-        """Print a message of the data modules."""
-        self._console.say(message)
 
     def on_fact(self, name: str, text: str) -> None:
         """Print the devices of this host; the chief prints all other facts."""

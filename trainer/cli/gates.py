@@ -75,7 +75,7 @@ def _challenge(
         # the spec names this run, and not for an earlier run with equal data and spec.
         run = folder.output, folder.name
         is_own = spec.run_name == folder.name
-        hold = run_lease(*run, console.say) if is_own else run_lease_if_free(*run, console.say)
+        hold = run_lease(*run, console.on_message) if is_own else run_lease_if_free(*run, console.on_message)
         with hold if folder.lease is None else nullcontext(folder.lease) as lease:
             if lease is None:
                 console.on_fact("champion", "another process is challenging the champion with this run")
@@ -94,7 +94,7 @@ def _retire(folder: RunFolder, count: int, console: Console) -> None:
     from trainer.release.retention import keep_newest
 
     try:
-        gone = keep_newest(folder.output, count, on_wait=console.say)
+        gone = keep_newest(folder.output, count, on_wait=console.on_message)
     except StoppedError:
         raise
     except TrainerError as error:

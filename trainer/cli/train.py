@@ -80,7 +80,7 @@ def require_devices(accelerator: str) -> None:
 def _process_group(process: ProcessInfo, spec: RunSpec, console: Console) -> Iterator[ProcessGroup]:
     """Join the processes of the run; an error within the block ends all of them with its exit code."""
     fingerprint = {"version": __version__, "run_name": str(spec.run_name), **setting_digests(spec)}
-    group = join_process_group(process, fingerprint, spec.train.meet_seconds, console.say)
+    group = join_process_group(process, fingerprint, spec.train.meet_seconds, console.on_message)
     group.on_failure(_end_soon)
     try:
         yield group

@@ -24,7 +24,7 @@ from trainer.tune.search import METRICS, Watch, as_values, best_trial, lines_of
 from trainer.tune.study import SUMMARY, TABLE, Records, Trial
 
 if TYPE_CHECKING:
-    from trainer.cli.tune import Job
+    from trainer.cli.tune import TrialJob
     from trainer.compare.runs import Run
     from trainer.spec import RunSpec
 
@@ -40,7 +40,7 @@ _UNUSABLE = (DataError.exit_code, AcceleratorError.exit_code)
 """Exit codes whose cause all trials share."""
 
 
-def train_trial(job: Job, number: int) -> bool:
+def train_trial(job: TrialJob, number: int) -> bool:
     """Train trial `number` unless it has a result; return False if all combinations were tried.
 
     Raises StoppedError, and the error of the training if other trials would fail in the same way.
@@ -64,7 +64,7 @@ def train_trial(job: Job, number: int) -> bool:
     return True
 
 
-def _trained(job: Job, trial: Trial, others: list[Trial], records: Records) -> Trial:
+def _trained(job: TrialJob, trial: Trial, others: list[Trial], records: Records) -> Trial:
     try:
         spec = with_settings(job.base, trial.settings, run_name=trial.run_name, output=job.store.uri)
     except UsageError as error:
@@ -96,7 +96,7 @@ def _is_failure(code: int, others: list[Trial]) -> bool:
 class _Training:
     """Training process of one trial."""
 
-    def __init__(self, job: Job, trial: Trial, spec: RunSpec, watch: Watch, records: Records) -> None:
+    def __init__(self, job: TrialJob, trial: Trial, spec: RunSpec, watch: Watch, records: Records) -> None:
         self.job, self.trial, self.spec, self.watch, self.records = job, trial, spec, watch, records
         self.pruned: Trial | None = None
         self.was_killed = False
@@ -156,7 +156,7 @@ def _report_metric(watch: Watch, epoch: int, row: Mapping[str, Any], metric: str
     return float(value)
 
 
-def _rows(job: Job, trial: Trial) -> list[dict[str, Any]]:
+def _rows(job: TrialJob, trial: Trial) -> list[dict[str, Any]]:
     """Return the rows of the epochs that earlier starts of the trial completed, up to a damaged one."""
     content = job.store.below(trial.run_name).read("history.jsonl")
     lines = content.data.decode("utf-8", "replace").splitlines() if content else []
@@ -172,11 +172,11 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _has_begun(job: Job, trial: Trial) -> bool:
+def _has_begun(job: TrialJob, trial: Trial) -> bool:
     return job.store.find(f"{trial.run_name}/spec.yaml") is not None
 
 
-def _result(job: Job, trial: Trial, others: list[Trial]) -> Trial:
+def _result(job: TrialJob, trial: Trial, others: list[Trial]) -> Trial:
     """Return the trial with the result of its finished run. Raises DataError if the images changed."""
     (run,) = _runs(job, [trial])
     first = next((other for other in others if other.state == "complete"), None)
@@ -197,7 +197,7 @@ def _result(job: Job, trial: Trial, others: list[Trial]) -> Trial:
     )
 
 
-def _runs(job: Job, trials: list[Trial]) -> list[Run]:
+def _runs(job: TrialJob, trials: list[Trial]) -> list[Run]:
     return read_runs([job.store.below(trial.run_name).uri for trial in trials])
 
 
@@ -208,7 +208,7 @@ def _outcome(trial: Trial, metric: str) -> str:
     return f"{metric} {trial.value:.4f}{pruned}"
 
 
-def finish(job: Job, as_json: bool) -> None:
+def finish(job: TrialJob, as_json: bool) -> None:
     """Write and print the summary of the study. Raises DivergedError if all trials ended incomplete."""
     trials = Records(job.store).all()
     written = None
@@ -230,7 +230,7 @@ def finish(job: Job, as_json: bool) -> None:
         )
 
 
-def _summary(job: Job, trials: list[Trial]) -> dict[str, Any]:
+def _summary(job: TrialJob, trials: list[Trial]) -> dict[str, Any]:
     best = best_trial(trials, job.search.is_maximized)
     values = as_values(job.search, job.metric, job.store.uri, job.trials, trials)
     if best is None:
@@ -240,7 +240,7 @@ def _summary(job: Job, trials: list[Trial]) -> dict[str, Any]:
     return values | {"command": shlex.join([*job.command, *settings])}
 
 
-def _compared(job: Job, trials: list[Trial], best: Trial) -> tuple[int, str]:
+def _compared(job: TrialJob, trials: list[Trial], best: Trial) -> tuple[int, str]:
     """Return the number of held-out images, and the best trial compared with the first complete one."""
     from trainer.compare.comparison import compare_runs
 

@@ -28,7 +28,7 @@ _WARMUP_SHARE = 4
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """Configuration that all trials of a study share."""
 
     base: RunSpec
@@ -147,7 +147,7 @@ def _require_metric(metric: str, spec: RunSpec) -> None:
 
 def _job(
     spec: RunSpec, options: dict[str, Any], trials: int, texts: tuple[str, ...], metric: str, is_pruning: bool
-) -> Job:
+) -> TrialJob:
     from trainer.cli.paths import program
     from trainer.cli.repeat import find_common_start, with_start
     from trainer.data.fetch import require_source
@@ -181,7 +181,7 @@ def _job(
     arguments = _spec_arguments(options)
     # With the default data.held_out the final model can train on all training images.
     held_out = ["--set", "data.held_out=auto"] if spec.data.held_out != "auto" else []
-    return Job(
+    return TrialJob(
         base, store, search, metric, trials, share, words,
         (program(), "train", *(arguments or [store.at(BASE)]), *held_out),
     )  # fmt: skip

@@ -31,7 +31,7 @@ from trainer.runs.manifest import FileRecord, read_manifest
 from trainer.runs.marker import HELD_OUT as HELD_OUT
 from trainer.runs.publish import MANIFEST, RETIRED, is_finished
 from trainer.sanitize import bare_address, shown_values
-from trainer.spec.load import flat
+from trainer.spec.load import flatten
 from trainer.spec.text import parse_mapping
 from trainer.storage.store import Store
 
@@ -235,7 +235,7 @@ _NOTHING = "-"
 def spec_differences(first: Run, second: Run) -> list[Row]:
     """Return the settings that differ, by key; addresses are compared without query and fragment."""
     specs = ({k: v for k, v in run.spec.items() if k not in _LOCATION_KEYS} for run in (first, second))
-    return _differing(*(flat(shown_values(spec, bare_address)) for spec in specs))
+    return _differing(*(flatten(shown_values(spec, bare_address)) for spec in specs))
 
 
 def data_differences(first: Run, second: Run) -> list[Row]:

@@ -145,7 +145,7 @@ def encoding_of(members: Sequence[zipfile.ZipInfo]) -> str | None:
     return next((name for name in _SCRIPTS if _fits(encoded, name)), STANDARD)
 
 
-def name_of(member: zipfile.ZipInfo, encoding: str | None) -> str:
+def member_name(member: zipfile.ZipInfo, encoding: str | None) -> str:
     """Return the member's name; `encoding` is the result of `encoding_of` for its archive."""
     data = _encoded(member)
     if data is None:
@@ -217,7 +217,7 @@ def unpack_zip(path: Path, unpacker: Unpacker, progress: Progress) -> None:
         task = progress.start(f"Extracting {path.name}", total_bytes, "B")
         try:
             for member in members:
-                _unpack_zip_member(archive, member, name_of(member, encoding), path, unpacker)
+                _unpack_zip_member(archive, member, member_name(member, encoding), path, unpacker)
                 task.advance(member.file_size)
         finally:
             task.finish()
@@ -305,14 +305,14 @@ def extract_archive(path: Path, sha256: str, cache_dir: Path, max_bytes: int, pr
     # Earlier versions decoded every name with the standard encoding; their folders may still be in the cache.
     name = sha256 if encoding in (None, STANDARD) else f"{sha256}-{encoding}"
     if encoding is not None:
-        progress.say(
+        progress.on_message(
             f"{path.name} does not declare the encoding of its file names; they are decoded as {encoding}. "
             "If they look wrong, unpack the archive and use the folder."
         )
     folder = cache_dir / "extracted" / name
     build = partial(_unpack, path, kind, max_bytes, progress)
     return build_once(
-        folder, build, lambda: progress.say(f"Waiting for another process that extracts {path.name}")
+        folder, build, lambda: progress.on_message(f"Waiting for another process that extracts {path.name}")
     )
 
 

@@ -173,7 +173,7 @@ def _copy(
     return build_once(
         parent / hashlib.sha256(identity.encode()).hexdigest(),
         build,
-        lambda: progress.say(f"Waiting for another process that downloads {store.uri}"),
+        lambda: progress.on_message(f"Waiting for another process that downloads {store.uri}"),
     )
 
 

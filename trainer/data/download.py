@@ -97,7 +97,7 @@ class Transfer:
                 received=shown_address(self.url),
             ) from error
         delay = max(delays[failures], error.retry_after_seconds)
-        self.progress.say(f"{error}; retrying in {delay:g} s")
+        self.progress.on_message(f"{error}; retrying in {delay:g} s")
         time.sleep(delay)
 
     def _attempt(self, session: requests.Session, current: Version | None) -> Version | None:
@@ -230,7 +230,8 @@ def download(
     path = folder / _file_name(url)
     transfer = Transfer(url, path.name, folder / ".partial", max_bytes, progress, retry_policy)
     with exclusive(
-        folder / ".lock", lambda: progress.say(f"Waiting for another process that downloads {path.name}")
+        folder / ".lock",
+        lambda: progress.on_message(f"Waiting for another process that downloads {path.name}"),
     ):
         if checksum and path.exists() and find_mismatch(path, checksum, cache_dir, progress) is None:
             return path
@@ -240,7 +241,9 @@ def download(
         except UnreachableError as error:
             if checksum or not path.exists():
                 raise
-            progress.say(f"Using the cached copy of {shown_address(url)}, which may be out of date. {error}")
+            progress.on_message(
+                f"Using the cached copy of {shown_address(url)}, which may be out of date. {error}"
+            )
             return path
         if version is not None:
             _accept(transfer, path, version, checksum, cache_dir)

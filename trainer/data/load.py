@@ -70,13 +70,13 @@ def load_labelled(
     require_images(contents.items, contents.rejections, spec.source)
     _require_known({label for item in contents.items for label in item.classes}, class_names)
     for warning in contents.warnings:
-        progress.say(warning)
+        progress.on_message(warning)
     decoded = decode_images(contents.items, spec, cache_dir, progress)
     rejected = (*contents.rejections, *decoded.rejections)
     candidates = count_candidates(contents.items, contents.rejections)
     require_few_rejected(candidates, rejected, spec.max_rejected)
     for warning in warnings_of_formats(decoded.converted, rejected):
-        progress.say(warning)
+        progress.on_message(warning)
     require_images(decoded.items, rejected, spec.source)
     indices: defaultdict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(decoded.items):

@@ -25,7 +25,7 @@ class Progress(Protocol):
     def start(self, label: str, total: int | None, unit: str) -> Task:
         """Start a task of `total` units, None if unknown; `unit` is "B" for bytes, otherwise a plural."""
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         """Print a message that is not an error: a retry, a wait, the use of a cached copy."""
 
 
@@ -46,5 +46,5 @@ class SilentProgress:
         """Return a silent task."""
         return SilentTask()
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         """Do nothing."""

@@ -18,7 +18,7 @@ from trainer.data.header import reason_of_failure
 from trainer.data.items import Rejection
 from trainer.data.load import load_labelled
 from trainer.data.progress import Progress
-from trainer.data.readers.read_result import files_below, rejection_of
+from trainer.data.readers.read_result import find_rejection, list_files
 from trainer.data.statistics import count_trained
 from trainer.errors import DataError, UsageError
 from trainer.evaluate.metrics import AnyPredictions, compute_metrics, predictions_of
@@ -46,7 +46,7 @@ def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
     rejected: list[Rejection] = []
     for path in paths:
         if path.is_dir():
-            rejections = {file: rejection_of(file, printable(str(file))) for file in files_below(path)}
+            rejections = {file: find_rejection(file, printable(str(file))) for file in list_files(path)}
             images += sorted(file for file, rejection in rejections.items() if rejection is None)
             rejected += [rejection for rejection in rejections.values() if rejection is not None]
         elif path.exists():

@@ -20,7 +20,7 @@ from trainer.data.decode import decode_and_resize
 from trainer.errors import TemporaryError
 from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
-from trainer.training.objective import objective_of
+from trainer.training.objective import get_objective
 
 FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
 """Versions of model.json. A reader of version 1 alone must not take a model with several labels per image for
@@ -40,7 +40,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     ) -> None:
         """Write the assets to the folder `assets`. `thresholds`: one per label with data.labels multi."""
         super().__init__()
-        self.objective = objective_of(data.labels)
+        self.objective = get_objective(data.labels)
         self.thresholds = tf.constant(thresholds, tf.float32)
         self.model = model
         self.data = data

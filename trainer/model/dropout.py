@@ -22,7 +22,7 @@ _FIRST_STREAM = 1 << 41
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """Rows of a global batch that are the input of a model."""
 
     step: tf.Tensor
@@ -35,11 +35,11 @@ class Rows:
     """1, or 0 if the rows are only padding of a replica's empty share."""
 
 
-_ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)
+_ROWS: ContextVar[BatchRows | None] = ContextVar("rows", default=None)
 
 
 @contextmanager
-def of_rows(rows: Rows) -> Iterator[None]:
+def of_rows(rows: BatchRows) -> Iterator[None]:
     """Set the rows that are the input of models called in this context."""
     token = _ROWS.set(rows)
     try:
@@ -73,7 +73,7 @@ class RowDropout(keras.layers.Layer):  # type: ignore[misc]
         if not training or not self.rate:
             return inputs
         shape = tf.shape(inputs)
-        rows = _ROWS.get() or Rows(tf.constant(0, tf.int64), tf.range(shape[0]), shape[0])
+        rows = _ROWS.get() or BatchRows(tf.constant(0, tf.int64), tf.range(shape[0]), shape[0])
         ones = tf.ones([inputs.shape.rank - 1], tf.int32)
         numbers = uniform(
             tf.concat([[rows.count], ones if self.whole_rows else shape[1:]], axis=0),

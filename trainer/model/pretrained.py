@@ -48,7 +48,7 @@ def pretrained_logits(
     return head(backbone(pixels))
 
 
-def backbone_of(model: keras.Model) -> keras.Model:
+def get_backbone(model: keras.Model) -> keras.Model:
     """Return the part of a pretrained model from pixels to features, float32 [batch, features]."""
     return _find_part(model, BACKBONE)
 
@@ -59,7 +59,7 @@ def preprocessing_of(backbone: keras.Model) -> str:
     return f"{list(rescaling.scale)} {list(rescaling.offset)}"
 
 
-def head_of(model: keras.Model) -> keras.Model:
+def get_head(model: keras.Model) -> keras.Model:
     """Return the part of a pretrained model from features to logits, float32 [batch, classes]."""
     return _find_part(model, HEAD)
 

@@ -205,7 +205,7 @@ def open_run_folder(
         return _finished(output, name, spec, fresh)
     output.require_writable()
     with ExitStack() as cleanup:
-        lease = take_lease(output, lease_of(name), progress.say)
+        lease = take_lease(output, lease_of(name), progress.on_message)
         cleanup.callback(lease.release)
         require_not_retired(run)
         if is_finished(run):  # another process finished it in the meantime

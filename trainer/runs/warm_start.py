@@ -21,7 +21,7 @@ from trainer.data.progress import Progress
 from trainer.distributed.devices import Cluster
 from trainer.errors import UsageError
 from trainer.export.load import read_description
-from trainer.model.pretrained import backbone_of
+from trainer.model.pretrained import get_backbone
 from trainer.model.weights import WeightsFile, find_weights, load_weights
 from trainer.runs import (
     RunFolder,
@@ -46,7 +46,7 @@ _Record = Mapping[str, str | None] | None
 """The entry for a weights file in environment.json."""
 
 
-class Screen(Progress, Protocol):
+class WarmStartObserver(Progress, Protocol):
     """Progress output that also reports the source of the weights."""
 
     def on_fact(self, name: str, text: str) -> None:
@@ -60,7 +60,7 @@ def begin(
     cluster: Cluster,
     folder: RunFolder,
     cache_dir: Path,
-    screen: Screen,
+    screen: WarmStartObserver,
 ) -> Start:
     """Load the initial weights of another run or of a pretrained backbone; return the start of the run.
 
@@ -83,7 +83,7 @@ def begin(
     return start
 
 
-def new_weights_sha256(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: Screen) -> str:
+def new_weights_sha256(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen: WarmStartObserver) -> str:
     """Return the digest of the weights file with which a new run of `spec` begins; empty for none.
 
     Raises the errors of finding the file, or the run that it starts from.
@@ -95,7 +95,7 @@ def new_weights_sha256(spec: RunSpec, folder: RunFolder, cache_dir: Path, screen
 
 
 def _new_weights(
-    spec: PretrainedSpec, run: Store | None, cache_dir: Path, screen: Screen
+    spec: PretrainedSpec, run: Store | None, cache_dir: Path, screen: WarmStartObserver
 ) -> tuple[WeightsFile | None, _Record]:
     """Return the weights file with which a new run begins, and its entry for environment.json.
 
@@ -112,7 +112,7 @@ def _load_pretrained(
     learner: Learner,
     sync: HostSync,
     cache_dir: Path,
-    screen: Screen,
+    screen: WarmStartObserver,
     folder: RunFolder,
     run: Store | None,
     is_started: bool,
@@ -135,7 +135,7 @@ def _load_pretrained(
         file, record = _new_weights(spec, run, cache_dir, screen)
     if file is not None:
         screen.on_fact("weights", f"{file.origin}, licence {file.licence or 'unknown'}")
-        load_weights(backbone_of(learner.fill_inference_model()), file)
+        load_weights(get_backbone(learner.fill_inference_model()), file)
     has_newer = is_resumed or is_started
     variables = {} if has_newer else learner.inference_variables()
     shared: _Record = sync.broadcast_variables(variables, record)

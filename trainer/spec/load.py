@@ -109,7 +109,7 @@ def with_choices(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
 
 def explicit_settings(spec: RunSpec) -> dict[str, Any]:
     """Return the explicitly set settings of `spec`, by dotted key."""
-    return flat(spec.model_dump(mode="json", exclude_unset=True))
+    return flatten(spec.model_dump(mode="json", exclude_unset=True))
 
 
 def dump_spec(spec: RunSpec) -> str:
@@ -152,7 +152,7 @@ def setting_digests(spec: RunSpec) -> dict[str, str]:
 
     They show in which settings two processes differ, without the values being sent.
     """
-    values = flat(shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address))
+    values = flatten(shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address))
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for key, value in values.items()}
 
 
@@ -161,7 +161,7 @@ def spec_changes(old: RunSpec, new: RunSpec) -> list[str]:
 
     URLs are compared without their signatures only; queries count, because the contents are not known yet.
     """
-    before, after = (flat(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
+    before, after = (flatten(spec.model_dump(mode="json", exclude=_UNHASHED)) for spec in (old, new))
     pairs = {key: (before.get(key, "unset"), after.get(key, "unset")) for key in [*before, *after]}
     return [
         _change(key, *pair)
@@ -247,12 +247,12 @@ def _validated(values: dict[str, Any]) -> RunSpec:
         raise invalid_spec(error) from None
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return all settings of a spec by their dotted keys."""
     settings: dict[str, Any] = {}
     for key, value in values.items():
         settings |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+            flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
         )
     return settings
 

@@ -23,7 +23,7 @@ from trainer.data.dataset import Dataset, Split
 from trainer.data.progress import Progress, Task
 from trainer.distributed.devices import Cluster
 from trainer.errors import TemporaryError, UsageError
-from trainer.model.pretrained import backbone_of, head_of, preprocessing_of
+from trainer.model.pretrained import get_backbone, get_head, preprocessing_of
 from trainer.spec import PIXEL_SETTINGS, PretrainedSpec, RunSpec
 from trainer.storage.local import prepare_folder, write_bytes
 from trainer.training.inference import Inference, Rows
@@ -119,13 +119,13 @@ def build_features(
     """
     if not isinstance(spec.model, PretrainedSpec) or spec.finetune is None or not spec.finetune.frozen:
         return None
-    backbone = backbone_of(model)
+    backbone = get_backbone(model)
     images = sum(len(split.items) for split in dataset.splits.values())
     is_small = images * backbone.output_shape[-1] * _FLOAT_BYTES <= spec.data.cache_mib << 20
     if not (is_small or spec.finetune.probe == "logistic"):
         return None
     description = describe_features(spec, backbone, dataset, cluster)
-    return Features(backbone, head_of(model), cluster, description, cache_dir, progress)
+    return Features(backbone, get_head(model), cluster, description, cache_dir, progress)
 
 
 def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cluster: Cluster) -> list[str]:
@@ -193,7 +193,7 @@ class FeatureCache:
             yield
         except (TemporaryError, UsageError) as error:
             self._is_writable = False
-            self._progress.say(f"The features can't be cached; a restart computes them again. {error}")
+            self._progress.on_message(f"The features can't be cached; a restart computes them again. {error}")
 
 
 def _with_cache(cache: FeatureCache, compute: Callable[[Rows], Array], task: Task) -> Callable[[Rows], Array]:

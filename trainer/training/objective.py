@@ -119,6 +119,6 @@ class MultiLabel:
 SINGLE, MULTI = SingleLabel(), MultiLabel()
 
 
-def objective_of(labels: Literal["single", "multi"]) -> Objective:
+def get_objective(labels: Literal["single", "multi"]) -> Objective:
     """Return the objective for data.labels."""
     return MULTI if labels == "multi" else SINGLE

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from trainer.data.dataset import Dataset, Split
 from trainer.data.items import label_counts
 from trainer.distributed.devices import Cluster
-from trainer.model.pretrained import head_of
+from trainer.model.pretrained import get_head
 from trainer.spec import RunSpec
 from trainer.training.features import Features, FeatureView
 from trainer.training.history import Row
 from trainer.training.host_sync import HostSync
 from trainer.training.learner import Learner
-from trainer.training.objective import objective_of
+from trainer.training.objective import get_objective
 from trainer.training.phases import Phase
 from trainer.training.prefetch import BatchBlock, BatchPrefetcher
 from trainer.training.probe import (
@@ -79,7 +79,7 @@ def build_train_step(
     backbone.
     """
     counts = label_counts(dataset.train.labels, len(dataset.class_names))
-    objective, count = objective_of(spec.data.labels), len(dataset.train.labels)
+    objective, count = get_objective(spec.data.labels), len(dataset.train.labels)
     weights = class_weights(spec.train.class_weights, dataset.class_names, counts, objective, count)
     split = dataset.train if features is None else replace(dataset.train, pixels=FeatureView(features))
     is_cached = features is None and fits_in_device_cache(split, cluster)
@@ -169,7 +169,7 @@ class PhaseWork:
         Returns the sums of one epoch of steps, which the fit replaces, and the entries for the history.
         Raises StoppedError once `is_stopped` returns True.
         """
-        train, head = self._dataset.train, head_of(self._learner.model)
+        train, head = self._dataset.train, get_head(self._learner.model)
         features = self._compute_features(is_stopped)
         row = None
         if sync.is_chief:
@@ -184,7 +184,7 @@ class PhaseWork:
     def _fit_head(self, features: NDArray[np.float32], weights: Any, is_stopped: Callable[[], bool]) -> Row:
         """Assign the fitted kernel and bias; return the entries for the history."""
         labels, names = self._dataset.train.labels, self._dataset.class_names
-        counts, objective = label_counts(labels, len(names)), objective_of(self._spec.data.labels)
+        counts, objective = label_counts(labels, len(names)), get_objective(self._spec.data.labels)
         finetune, choice = self._spec.finetune, self._spec.train.class_weights
         folds = finetune.folds if finetune else 2
         loss_weights = class_weights(choice, names, counts, objective, len(labels))

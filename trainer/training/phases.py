@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from trainer.model.layers import frozen_statistics
-from trainer.model.pretrained import backbone_of, head_of, stages_of
+from trainer.model.pretrained import get_backbone, get_head, stages_of
 from trainer.spec import RunSpec
 from trainer.spec.optimizer import FinetuneSpec
 from trainer.training.optimizer import Schedule, build_optimizer
@@ -107,7 +107,7 @@ def _build_finetuning_phases(
     scale: tf.Variable,
     precision: str,
 ) -> Iterator[Phase]:
-    backbone, head = backbone_of(model), head_of(model)
+    backbone, head = get_backbone(model), get_head(model)
     stages = stages_of(backbone)
     first = 0
     for name, count in epochs_of_phases(finetune, spec.train.epochs):

@@ -19,11 +19,11 @@ from trainer.augment.transforms import MIX_DRAWS, EpochView, augment_images, dra
 from trainer.data.items import by_normalized, normalized
 from trainer.distributed.devices import Cluster, choose_xla
 from trainer.errors import UsageError
-from trainer.model.dropout import Rows, of_rows
-from trainer.model.pretrained import head_of
+from trainer.model.dropout import BatchRows, of_rows
+from trainer.model.pretrained import get_head
 from trainer.spec import AugmentSpec, RunSpec
 from trainer.training.learner import Learner
-from trainer.training.objective import SINGLE, Objective, objective_of
+from trainer.training.objective import SINGLE, Objective, get_objective
 from trainer.training.phases import Phase
 from trainer.training.prefetch import BatchBlock
 
@@ -60,7 +60,7 @@ class TrainStep:
         """
         self.phase, self.has_features = phase or learner.phases[0], has_features
         self.learner, self.images = learner, images
-        self.objective = objective_of(spec.data.labels)
+        self.objective = get_objective(spec.data.labels)
         self.augment: AugmentSpec = spec.augment
         self.clip_norm = spec.optimizer.clip_norm
         self.label_smoothing = spec.train.label_smoothing
@@ -173,7 +173,7 @@ class TrainStep:
         """
         inputs, partners, shares = self._augment(images, positions, mirrored, step, count, view)
         variables = self.phase.weights
-        with tf.GradientTape() as tape, of_rows(Rows(step, positions, tf.constant(count), weight)):
+        with tf.GradientTape() as tape, of_rows(BatchRows(step, positions, tf.constant(count), weight)):
             logits = self._logits(inputs)
             losses = self._losses(labels, logits)
             if partners is not None and shares is not None:
@@ -217,7 +217,7 @@ class TrainStep:
 
     def _logits(self, inputs: tf.Tensor) -> tf.Tensor:
         return (
-            head_of(self.learner.model)(inputs, training=True)
+            get_head(self.learner.model)(inputs, training=True)
             if self.has_features
             else self.phase.forward(inputs)
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.errors import UsageError
 from trainer.spec import RunSpec, dump_spec, load_spec
-from trainer.spec.load import flat
+from trainer.spec.load import flatten
 from trainer.spec.networks import DEFAULT_WEIGHTS, NO_WEIGHTS
 from trainer.spec.problems import require_known_key
 from trainer.spec.text import parse_value, shown_repr
@@ -124,7 +124,7 @@ def settings_of(settings: Mapping[str, Value]) -> list[str]:
 
 def base_settings(parameters: Sequence[Parameter], base: RunSpec) -> dict[str, Value] | None:
     """Return the values that the spec itself sets; None if one is not a value of its parameter."""
-    values = flat(base.model_dump(mode="json"))
+    values = flatten(base.model_dump(mode="json"))
     settings = {parameter.key: parameter.value_of(values.get(parameter.key)) for parameter in parameters}
     present = {key: value for key, value in settings.items() if value is not None}
     return present if len(present) == len(settings) else None

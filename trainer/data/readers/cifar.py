@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.items import Item, Rejection
-from trainer.data.readers.read_result import ReadResult, list_folder, name_of
+from trainer.data.readers.read_result import ReadResult, display_name, list_folder
 from trainer.errors import DataError
 from trainer.sanitize import printable
 
@@ -69,7 +69,7 @@ def _find_kind(path: Path) -> _Kind | None:
 def _read_records(result: ReadResult, path: Path, kind: _Kind, root: Path) -> None:
     names, labels = _read_class_names(path.parent / kind.names), _read_labels(path, kind)
     split = "test" if path.name.lower() == kind.test else "train"
-    name, record_bytes = name_of(path, root), kind.label_bytes + _PIXEL_BYTES
+    name, record_bytes = display_name(path, root), kind.label_bytes + _PIXEL_BYTES
     for index, label in enumerate(labels):
         if names and label >= len(names):
             result.rejections.append(

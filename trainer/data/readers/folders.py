@@ -16,13 +16,13 @@ from trainer.data.readers.import_files import describe_unused_tables, has_column
 from trainer.data.readers.plan import ClassFolder, Exclusion, plan_folders
 from trainer.data.readers.read_result import (
     ReadResult,
-    files_below,
+    display_name,
+    find_rejection,
     hidden_folders,
     identity,
     is_picture,
+    list_files,
     list_folder,
-    name_of,
-    rejection_of,
     wrapped_folders,
 )
 from trainer.errors import DataError
@@ -62,19 +62,19 @@ def _read_classes(result: ReadResult, classes: Sequence[ClassFolder], root: Path
     nested = []
     for folder, label, split in classes:
         count = len(result.items)
-        files = files_below(folder, excluded)
+        files = list_files(folder, excluded)
         for path in files:
             _add_file(result, path, printable(label), split, root)
         if len(result.items) == count:
             raise DataError(
                 "A class folder contains no images.",
                 "Add images to it or remove it.",
-                received=f"{name_of(folder, root)} (other files in it: {len(files)})",
+                received=f"{display_name(folder, root)} (other files in it: {len(files)})",
             )
         inner = sorted({item.path.parent for item in result.items[count:]})
         if len(inner) > 1 and folder not in inner:
             examples = ", ".join(printable(subfolder.name) for subfolder in inner[:2])
-            nested.append(f"{name_of(folder, root)}/ ({examples})")
+            nested.append(f"{display_name(folder, root)}/ ({examples})")
     if nested:
         more = f" and {len(nested) - 1:,} more" if len(nested) > 1 else ""
         result.warnings.append(
@@ -84,8 +84,8 @@ def _read_classes(result: ReadResult, classes: Sequence[ClassFolder], root: Path
 
 
 def _add_file(result: ReadResult, path: Path, label: str, split: str | None, root: Path) -> None:
-    name = name_of(path, root)
-    rejection = rejection_of(path, name)
+    name = display_name(path, root)
+    rejection = find_rejection(path, name)
     if rejection:
         result.rejections.append(rejection)
     else:
@@ -94,11 +94,11 @@ def _add_file(result: ReadResult, path: Path, label: str, split: str | None, roo
 
 def _leave_out(result: ReadResult, exclusion: Exclusion, root: Path) -> None:
     """Reject files outside the class folders, images as undamaged and with a warning."""
-    paths = files_below(exclusion.source) if isinstance(exclusion.source, Path) else exclusion.source
+    paths = list_files(exclusion.source) if isinstance(exclusion.source, Path) else exclusion.source
     pictures = []
     for path in paths:
-        name = name_of(path, root)
-        rejection = rejection_of(path, name)
+        name = display_name(path, root)
+        rejection = find_rejection(path, name)
         result.rejections.append(rejection or Rejection(name, exclusion.reason, damaged=False))
         pictures += [] if rejection else [name]
     if not pictures:
@@ -106,7 +106,7 @@ def _leave_out(result: ReadResult, exclusion: Exclusion, root: Path) -> None:
     count = "1 image" if len(pictures) == 1 else f"{len(pictures):,} images"
     if isinstance(exclusion.source, Path):
         result.warnings.append(
-            f"{name_of(exclusion.source, root)}/ ({count}) is not used: {exclusion.advice}"
+            f"{display_name(exclusion.source, root)}/ ({count}) is not used: {exclusion.advice}"
         )
     else:
         result.warnings.append(f"not used: {count} {exclusion.reason}, such as {pictures[0]}")
@@ -137,7 +137,7 @@ def folders_beside_tables(root: Path) -> ReadResult:
 
 def _require_no_archives(root: Path) -> None:
     files = [path for folder in wrapped_folders(root) for path in list_folder(folder)[1]]
-    archives = [name_of(path, root) for path in files if path.name.lower().endswith(_ARCHIVES)]
+    archives = [display_name(path, root) for path in files if path.name.lower().endswith(_ARCHIVES)]
     if archives:
         raise DataError(
             "The source contains archives and no images. Archives in a folder or in another archive are not "
@@ -160,8 +160,8 @@ def tables_beside_folders(
     if not any(map(has_columns, files)):
         return listed, "import"
     paths = {item.path for item in listed.items}
-    unlisted = [path for path in files_below(root) if path not in paths and is_picture(path)]
-    names = ", ".join(name_of(file, root) for file in files)
+    unlisted = [path for path in list_files(root) if path not in paths and is_picture(path)]
+    names = ", ".join(display_name(file, root) for file in files)
     folders = None if is_chosen or is_multi else _read_class_folders(root)
     folder_labels = {} if folders is None else {item.path: item.label for item in folders.items}
     shared = [item for item in listed.items if item.path in folder_labels]
@@ -183,10 +183,12 @@ def tables_beside_folders(
 
 def _reject_unlisted(paths: list[Path], listed: ReadResult, names: str, root: Path) -> list[str]:
     listed.rejections += [
-        Rejection(name_of(path, root), "not listed in a table", damaged=False) for path in paths
+        Rejection(display_name(path, root), "not listed in a table", damaged=False) for path in paths
     ]
     count = "1 image" if len(paths) == 1 else f"{len(paths):,} images"
-    return [f"not used: {count} not listed in {names}, such as {name_of(paths[0], root)}"] if paths else []
+    return (
+        [f"not used: {count} not listed in {names}, such as {display_name(paths[0], root)}"] if paths else []
+    )
 
 
 def describe_unused(root: Path, used: Sequence[Path] = (), is_multi: bool = False) -> list[str]:

@@ -25,10 +25,10 @@ from trainer.data.formats import SNIFF_BYTES
 from trainer.data.items import Item, Rejection, normalized
 from trainer.data.readers.read_result import (
     ReadResult,
-    files_below,
+    display_name,
     is_picture,
+    list_files,
     list_folder,
-    name_of,
     split_among_words,
     split_named,
 )
@@ -107,7 +107,7 @@ class Lookup:
     def _by_name(self) -> dict[str, list[Path]]:
         """Files by name, with and without extension."""
         paths: defaultdict[str, list[Path]] = defaultdict(list)
-        for path in files_below(self._root):
+        for path in list_files(self._root):
             for name in {normalized(path.name), normalized(path.stem)}:
                 paths[name].append(path)
         return paths
@@ -176,7 +176,9 @@ def describe_unused_tables(folder: Path, used: Sequence[Path] = (), is_multi: bo
         path: _find_problem(path, lookup, is_multi) for path in _find_tables(folder) if path not in used
     }
     return [
-        f"{name_of(path, folder)} is not used: {problem}" for path, problem in problems.items() if problem
+        f"{display_name(path, folder)} is not used: {problem}"
+        for path, problem in problems.items()
+        if problem
     ]
 
 
@@ -235,7 +237,7 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets, is_multi:
     rows = [
         (
             table,
-            f"{name_of(table.path, root)}:{line}",
+            f"{display_name(table.path, root)}:{line}",
             row if isinstance(row, str) else _with_base_uri(row, buckets.base_uri),
         )
         for table in tables
@@ -426,7 +428,7 @@ def _build_item(
     if row.path is None and not is_file(row.uri, file):
         return f"no such file: {row.uri}"
     path = row.path or resolve_path(row.uri, file)
-    return _labelled_item(row, name_of(path, root), path)
+    return _labelled_item(row, display_name(path, root), path)
 
 
 def _labelled_item(row: TableRow, name: str, path: Path) -> Item:

@@ -21,8 +21,8 @@ from trainer.data.items import Item, Rejection
 from trainer.data.progress import Progress
 from trainer.data.readers.read_result import (
     ReadResult,
+    display_name,
     files_of_splits,
-    name_of,
     split_among_words,
     split_named,
 )
@@ -99,7 +99,7 @@ def read_parquet_files(files: list[Path], root: Path, extraction: Extraction) ->
         index = np.load(folder / _INDEX)
         labels = json.loads((folder / _LABELS).read_text("utf-8"))
         for row, (start, length, label) in enumerate(index.tolist()):
-            name = f"{name_of(path, root)}#{row}"
+            name = f"{display_name(path, root)}#{row}"
             if length < 0 or label < 0:
                 missing = "label" if length >= 0 else "encoded image"
                 result.rejections.append(Rejection(name, f"the row has no {missing}"))
@@ -128,7 +128,7 @@ def _find_extracted(path: Path, extraction: Extraction) -> Path:
     return build_once(
         extraction.cache_dir / "parquet" / digest,
         build,
-        lambda: extraction.progress.say(
+        lambda: extraction.progress.on_message(
             f"Waiting for another process that is reading {printable(path.name)}"
         ),
     )

@@ -19,8 +19,8 @@ from trainer.data.items import normalized
 from trainer.data.readers.named_images import labels_of_names
 from trainer.data.readers.read_result import (
     bare_name,
-    files_below,
     is_picture,
+    list_files,
     list_folder,
     split_among_words,
     split_and_label,
@@ -72,7 +72,7 @@ class Branch:
     @cached_property
     def has_pictures(self) -> bool:
         """Whether the folder contains an image at any depth."""
-        return self.has_own_pictures or any(map(is_picture, files_below(self.folder)))
+        return self.has_own_pictures or any(map(is_picture, list_files(self.folder)))
 
     @property
     def core(self) -> Path:

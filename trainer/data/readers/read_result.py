@@ -76,7 +76,7 @@ class ReadResult:
     """User-facing warnings, one sentence each."""
 
 
-def name_of(path: Path, root: Path) -> str:
+def display_name(path: Path, root: Path) -> str:
     """Return the printable path relative to `root`, with '/'; the whole path if it is not below `root`."""
     try:
         return printable(path.relative_to(root).as_posix())
@@ -153,7 +153,7 @@ Identity = tuple[int, int]
 """Device and inode of a folder; equal for all paths and links to it."""
 
 
-def files_below(folder: Path, excluded: Set[Identity] = frozenset()) -> list[Path]:
+def list_files(folder: Path, excluded: Set[Identity] = frozenset()) -> list[Path]:
     """Return all files in `folder` and below, by name, without hidden and system files.
 
     Each folder is visited once, even if links lead to it. Folders in `excluded` are skipped, except `folder`.
@@ -213,14 +213,14 @@ def hidden_folders(folder: Path) -> list[Path]:
 
 def is_picture(path: Path) -> bool:
     """Return whether the file is a candidate image."""
-    return rejection_of(path, "") is None
+    return find_rejection(path, "") is None
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
-def rejection_of(path: Path, name: str) -> Rejection | None:
+def find_rejection(path: Path, name: str) -> Rejection | None:
     """Return the rejection of a file that cannot be an image, or None if it is a candidate.
 
     A candidate has the first bytes of any picture format. If that format cannot be decoded here, the image
@@ -294,7 +294,7 @@ def describe_links(paths: Iterable[Path], root: Path) -> str:
     if not links:
         return ""
     first = min(links)
-    example = f"{name_of(first, root)} -> {printable(os.path.realpath(first))}"
+    example = f"{display_name(first, root)} -> {printable(os.path.realpath(first))}"
     files = f"{links.total():,} file{'s' if links.total() > 1 else ''} read"
     if len(links) == 1:
         return f"following a symbolic link to outside of the source: {example} ({files})"

@@ -22,8 +22,8 @@ import google_crc32c
 from trainer.data.items import Item, Rejection
 from trainer.data.readers.read_result import (
     ReadResult,
+    display_name,
     files_of_splits,
-    name_of,
     read_json,
     read_label_names,
     split_among_words,
@@ -190,7 +190,7 @@ def read_tfrecord_files(files: list[Path], root: Path) -> ReadResult:
         schema = _read_schema(path.parent, root if root.is_dir() else root.parent)
         split = split_among_words(path.name) or split_named(path.parent.name)
         for record in _read_records(path):
-            name = f"{name_of(path, root)}#{record.index}"
+            name = f"{display_name(path, root)}#{record.index}"
             item = _build_item(record, Item(name, "", split, path), schema)
             if isinstance(item, str):
                 result.rejections.append(Rejection(name, item))

@@ -21,8 +21,8 @@ from trainer.data.formats import SNIFF_BYTES, names_a_picture, picture_format
 from trainer.data.items import Item, Rejection
 from trainer.data.readers.read_result import (
     ReadResult,
+    display_name,
     files_of_splits,
-    name_of,
     read_label_names,
     split_among_words,
     split_named,
@@ -111,7 +111,7 @@ def read_webdataset_files(files: list[Path], root: Path) -> ReadResult:
         names = _read_class_names(path.parent, root if root.is_dir() else root.parent)
         item_names: set[str] = set()
         for sample in _read_samples(path):
-            name = f"{name_of(path, root)}#{printable(sample.key)}"
+            name = f"{display_name(path, root)}#{printable(sample.key)}"
             item = _build_item(sample, Item(name, "", split, path), names)
             if isinstance(item, Item) and item.name in item_names:
                 item = "the tar has two members with this name"

@@ -262,7 +262,7 @@ def _pack_shards(
     pool.run(scans, store, "Reading", progress)
     results = [result for scan in scans for result in _read_part(store, scan, read_scan, len)]
     dataset = _assemble(read, [outcome for outcome, _ in results], spec)
-    progress.say(format_contents(dataset))
+    progress.on_message(format_contents(dataset))
     planned = plan_shards(dataset, [size for _, size in results], shard_bytes)
     packs = [_build_pack(shard, dataset, items, number) for number, shard in enumerate(planned)]
     pool.run(packs, store, "Packing", progress, should_wait=not pool.index)
