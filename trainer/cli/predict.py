@@ -71,9 +71,7 @@ def predict_command(
     from trainer.export import load_model
 
     options = options or PredictOptions()
-    if options.as_json and options.csv is not None:
-        raise UsageError("--json and --csv cannot be combined.", "Use one of them.")
-    target = None if options.csv is None else _output_file(options.csv, "--csv", (".csv",))
+    target = _csv_file(options)
     unusable: list[Rejection] = []
     with Console(_LOG_SECONDS, stderr=True) as console:
         sources = _local_sources(images, cache_dir, console, unusable)
@@ -100,8 +98,11 @@ def predict_command(
     links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
+    _require_usable(unusable, len(paths) + failed_sources)
+
+
+def _require_usable(unusable: Sequence[Rejection], count: int) -> None:
     if unusable:
-        count = len(paths) + failed_sources
         raise DataError(f"{len(unusable)} of {count} images can't be used.", "See the lines above.")
 
 
@@ -122,6 +123,14 @@ def _local_sources(
             console.on_message(f"{printable(shown_address(uri))}: {error}")
             unusable.append(Rejection(shown_address(uri), str(error)))
     return sources
+
+
+def _csv_file(options: PredictOptions) -> tuple[Store, str] | None:
+    if options.csv is None:
+        return None
+    if options.as_json:
+        raise UsageError("--json and --csv cannot be combined.", "Use one of them.")
+    return _output_file(options.csv, "--csv", (".csv",))
 
 
 def _write_csv(store: Store, name: str, text: str) -> None:
