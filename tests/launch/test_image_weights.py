@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.copied_project import copied_project
 
+from trainer.data import weights
 from trainer.data.progress import SilentProgress
 from trainer.data.weights import Published
 from trainer.errors import DataError, UsageError
@@ -21,8 +22,10 @@ def test_stage_weights_copies_requested_weights_and_removes_others(
     (cache / "weights").mkdir(parents=True)
     for name in ("one", "two"):
         (cache / "weights" / f"{name}.h5").write_bytes(name.encode())
-        weights = Published(f"https://host/{name}.h5", f"md5:{hashlib.md5(name.encode()).hexdigest()}", None)
-        monkeypatch.setitem(weights.PUBLISHED, name, weights)
+        published = Published(
+            f"https://host/{name}.h5", f"md5:{hashlib.md5(name.encode()).hexdigest()}", None
+        )
+        monkeypatch.setitem(weights.PUBLISHED, name, published)
     empty = find_source(project, "cpu", "base")
     (path,) = stage_weights(project, ["one", "efficientnet-lite0"], cache, SilentProgress())
     assert (path, path.read_bytes()) == (project / WEIGHTS_FOLDER / "one.h5", b"one")

@@ -14,8 +14,7 @@ from helpers.image_kinds import HEIGHT, KINDS, ORIENTED, WIDTH, Pixels, encoded,
 from helpers.small_data import SIZE, load, two_splits
 from PIL import Image, ImageOps
 
-from trainer.data.colours import as_rgb
-from trainer.data.convert import prepare
+from trainer.data.convert import as_rgb, prepare
 from trainer.data.decode import decode_and_resize, decode_image, resize_image
 from trainer.data.statistics import describe_images
 from trainer.model import build_inference_model, build_model

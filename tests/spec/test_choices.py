@@ -58,6 +58,11 @@ def test_auto_chooses_a_probe_for_photos_and_fine_tuning_for_small_images() -> N
     assert chosen("fast", small) == probe
     assert chosen("auto", small) == probe | {"epochs": 10, "size": 128}
     assert chosen("best", small)["epochs"] == 28
+    assert chosen("best", PHOTOS) == probe | {"epochs": 5}
+    for settings in ({"train.epochs": 1}, {"train.finetune.folds": 3}):
+        assert chosen("best", replace(PHOTOS, user_settings=settings)) == probe
+    phases = choose("best", replace(PHOTOS, user_settings={"train.epochs": 9})).settings["train"]["finetune"]
+    assert (phases["frozen_epochs"], phases["last_stage_epochs"]) == (1, 8)
     held_out = choose("auto", replace(small, held_out=10_000)).settings["train"]["validate_every_epochs"]
     assert held_out == 2  # keeps validation shorter than training
     assert chosen("auto", replace(PHOTOS, side=None)) == probe

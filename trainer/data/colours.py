@@ -1,13 +1,11 @@
-"""Conversion between greyscale, RGB and RGBA, in graph operations and for display.
+"""Conversion between greyscale, RGB and RGBA, in graph operations.
 
 All images are uint8 pixels from a decoder, except for the premultiplied ones, which are float32.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 _LUMA = (19595, 38470, 7471)
 """ITU-R BT.601 in 65,536ths, as in Pillow; grey pixels keep their exact value."""
@@ -56,13 +54,3 @@ def _blended(colours: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     alpha = tf.cast(alpha, tf.int32)
     weighted = tf.cast(colours, tf.int32) * alpha + 255 * (255 - alpha)
     return tf.cast((weighted + 127) // 255, tf.uint8)
-
-
-def as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert images, uint8 [..., channels], to RGB uint8 [..., 3]; alpha is blended onto white."""
-    if pixels.shape[-1] == 1:
-        return np.repeat(pixels, 3, axis=-1)
-    if pixels.shape[-1] == 3:
-        return pixels
-    alpha = pixels[..., 3:].astype(np.int32)
-    return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -17,6 +17,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.data.formats import LOSSLESS, Route, how_to_read
 from trainer.data.header import declared_size, image_kind, reason_not_to_decode, reason_of_size
 
@@ -185,3 +188,13 @@ def as_file(data: bytes, encoding: str) -> bytes:
 
     planes = np.frombuffer(data, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE)
     return bytes(tf.io.encode_png(planes.transpose(1, 2, 0)).numpy())
+
+
+def as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert images, uint8 [..., channels], to RGB uint8 [..., 3]; alpha is blended onto white."""
+    if pixels.shape[-1] == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    if pixels.shape[-1] == 3:
+        return pixels
+    alpha = pixels[..., 3:].astype(np.int32)
+    return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

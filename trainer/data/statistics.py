@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.colours import as_rgb
+from trainer.data.convert import as_rgb
 from trainer.data.dataset import Dataset, Split
 from trainer.data.header import declared_size
 from trainer.data.items import THRESHOLDS, Item, Source

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.data.colours import as_rgb
+from trainer.data.convert import as_rgb
 from trainer.evaluate.metrics import AnyPredictions
 
 Pixels = npt.NDArray[np.uint8]

@@ -25,6 +25,7 @@ _UNEQUAL = 1.5
 """Ratio of the largest to the smallest class above which classes are weighted."""
 _FINETUNE_IMAGES = 45_000
 """Images processed over all epochs of fine-tuning on a CPU."""
+_LAST_STAGE_EPOCHS = 4
 _STEP_EPOCHS = 20
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 _WIDTH = 1280
@@ -77,6 +78,8 @@ def choose(goal: Goal, facts: Facts) -> Choice:
         settings, reasons = _from_scratch(goal, facts, is_small)
     elif is_small and goal != "fast":
         settings, reasons = _finetuned(goal, facts)
+    elif goal == "best" and _can_finetune_last_stage(facts):
+        settings, reasons = _finetuned_last_stage(facts)
     else:
         settings, reasons = _probed(facts, is_small)
     is_weighted = _is_weighted(facts)
@@ -108,6 +111,31 @@ def _probed(facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[s
     return _pretrained(facts, train, _photo_data()), (
         ("model", f"{facts.backbone} with pretrained weights, frozen, at {_size(facts, _PHOTO_SIZE)}: {why}"),
         ("training", method),
+    )
+
+
+def _can_finetune_last_stage(facts: Facts) -> bool:
+    """Return whether a fitted head can precede fine-tuning, with epochs left for the last stage."""
+    is_planned_by_user = any(key.startswith("train.finetune") for key in facts.user_settings)
+    is_fitted = facts.images * len(facts.classes) <= MOST_FITTED
+    return is_fitted and not is_planned_by_user and (facts.user_settings.get("train.epochs") or 2) > 1
+
+
+def _finetuned_last_stage(facts: Facts) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    epochs = facts.user_settings.get("train.epochs") or 1 + _LAST_STAGE_EPOCHS
+    finetune = {
+        "probe": "logistic", "frozen_epochs": 1, "last_stage_epochs": epochs - 1, "backbone_rate": 0.1,
+    }  # fmt: skip
+    train = {"epochs": epochs, "global_batch_size": 32, "finetune": finetune}
+    settings = _pretrained(facts, train, _photo_data())
+    settings["augment"] = {"flip": "horizontal"}
+    settings["optimizer"] = {
+        "name": "adamw", "learning_rate": 0.0005, "weight_decay": 0.01, "schedule": "cosine",
+    }  # fmt: skip
+    return settings, (
+        ("model", f"{facts.backbone} with pretrained weights at {_size(facts, _PHOTO_SIZE)}"),
+        ("training", f"logistic regression on its features, then {epochs - 1} epochs of its last stage"),
+        ("augmentation", "random mirroring"),
     )
 
 
