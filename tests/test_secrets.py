@@ -101,7 +101,8 @@ def command_texts(url: str) -> list[str]:
     for words in (
         [url], [f"--{url}"], ["train", "a.yaml", url], ["train", f"--epochs={url}"], ["runs", url, url],
         ["bench", "--seconds", url], ["submit", url], ["verify", url], ["runs", url],
-        ["train", url], ["evaluate"], ["recipes", url], ["compare", url, url, "--html", url],
+        ["train", url, "--set", "train.epochs=0"],
+        ["evaluate"], ["recipes", url], ["compare", url, url, "--html", url],
         ["rollback", url], ["submit", "docker", "--data", url, "--output", "/runs", "--dry-run"],
         ["submit", "gke", "--data", url, "--output", "gs://b/runs", "--image", "a/b", "--dry-run"],
         *(
@@ -120,6 +121,8 @@ def command_texts(url: str) -> list[str]:
 @example(NASTY)
 @example("https://:/S3CR3T?@host.invalid")
 @example("https://ann:0/S3CR3T#@host.invalid")
+@example("https://0/:S3CR3T#@host.invalid")
+@example("https://:\n*S3CR3T@host.invalid")
 def test_no_message_contains_the_secret_of_an_address(url: str) -> None:
     if SECRET not in url:
         return

@@ -114,11 +114,10 @@ def _shown_rest(rest: str, is_object: bool) -> str | None:
     except ValueError:
         return None
     host = parts.netloc.rpartition("@")[2]
-    _, colon, port = host.rpartition("]")[2].partition(":")
+    port = host.rpartition("]")[2].partition(":")[2]
     # An unescaped slash, ? or # in a password ends the host, and the rest looks like a path.
-    is_cut = "@" in parts.path and ":" in f"{parts.netloc}{parts.path.rpartition('@')[0]}"
-    is_cut |= "@" in parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}"
-    is_cut |= bool(colon) and "@" in f"{parts.query}{parts.fragment}"
+    has_credentials = ":" in rest.rpartition("@")[0] or "@" in parts.netloc
+    is_cut = has_credentials and "@" in f"{parts.path}{parts.query}{parts.fragment}"
     if is_cut or port.strip("0123456789"):
         return None
     query, fragment = f"?{_HIDDEN}" if parts.query else "", f"#{_HIDDEN}" if parts.fragment else ""

@@ -80,7 +80,7 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
         raise UsageError(
-            f"The value is not valid YAML: {_short(error)}.",
+            f"The value is not valid YAML: {_short(text, error)}.",
             "Put quotes around text with special characters.",
             received=shown_repr(text),
         ) from None
@@ -95,7 +95,9 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
         value = yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
         raise UsageError(
-            f"{where} is not valid YAML: {_short(error)}.", "Correct this line.", received=_line(text, error)
+            f"{where} is not valid YAML: {_short(text, error)}.",
+            "Correct this line.",
+            received=_line(text, error),
         ) from None
     if value is None:
         return {}
@@ -126,11 +128,16 @@ def _line(text: str, error: Exception) -> str:
     """Return the line of `text` that `error` refers to, shortened; by default the first line."""
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines() or [""]
-    return shown_repr(lines[min(mark.line, len(lines) - 1) if mark else 0])
+    index = min(mark.line, len(lines) - 1) if mark else 0
+    # The second half of a URL that is split between its password and its host.
+    is_continued = index > 0 and "@" in lines[index] and "://" in lines[index - 1].rpartition(" ")[2]
+    return "..." if is_continued else shown_repr(lines[index])
 
 
-def _short(error: Exception) -> str:
+def _short(text: str, error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or (str(error) or type(error).__name__).splitlines()[0]
     problem = shown_address(problem)
+    if shown_address(text) != text:
+        problem = re.sub(r"'[^']{2,}'|\"[^\"]{2,}\"", "...", problem)  # may quote a part of a password
     return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else problem
