@@ -6,7 +6,6 @@ Variables that the user set are kept, except KERAS_BACKEND.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -17,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from trainer.distributed import ProcessGroup
-from trainer.distributed.process_group import PING_SECONDS, SILENCE_SECONDS
 from trainer.errors import OutOfMemoryError, StoppedError, TemporaryError, UsageError
-from trainer.storage.temporary import temporary_parent
+
+if TYPE_CHECKING:
+    from trainer.distributed import ProcessGroup
 
 TENSORFLOW_MODULES = ("tensorflow", "keras", "tensorboard")
 """Modules that the extras install and plain `pip install .` does not."""
@@ -64,6 +64,8 @@ def require_tensorflow() -> None:
 
     Raises UsageError for a TensorFlow older than 2.20, such as that of a notebook or a base image.
     """
+    import importlib.metadata  # slow, and not needed for --help
+
     for name in TENSORFLOW_MODULES:
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"no module {name}", name=name)
@@ -100,6 +102,8 @@ def _memory_line(error: Exception) -> str:
 @contextmanager
 def translate_peer_errors(group: ProcessGroup) -> Iterator[None]:
     """Translate a failed collective of TensorFlow into the error of the failed peer, or TemporaryError."""
+    from trainer.distributed.process_group import PING_SECONDS, SILENCE_SECONDS
+
     try:
         yield
     except Exception as error:
@@ -148,6 +152,8 @@ def import_tensorflow() -> None:
     """
     global _stderr
     prepare_libraries()
+    from trainer.storage.temporary import temporary_parent
+
     parent = temporary_parent()
     _require_address_space()
     sys.stderr.flush()

@@ -6,7 +6,6 @@ names are derived from the spec and the seeds, so that the same command resumes 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -19,7 +18,6 @@ import click
 
 from trainer.cli.compare import print_comparison, read_runs
 from trainer.cli.options import SpecCommand, examples, repeat_options
-from trainer.distributed.process_info import PROCESS_VARIABLES
 from trainer.errors import DataError, TrainerError, UsageError, error_of
 from trainer.shutdown import GracefulShutdown
 
@@ -107,9 +105,13 @@ def start_training(
 
     is_alone: whether it trains alone even if this process is one of several.
     """
+    import ctypes  # loaded before the fork
+
+    from trainer.distributed.process_info import PROCESS_VARIABLES
     from trainer.launch.plan import SPEC
     from trainer.spec import dump_spec
 
+    library = ctypes.CDLL(None)
     hidden = PROCESS_VARIABLES if is_alone else ()
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.Popen(
@@ -117,7 +119,8 @@ def start_training(
         env={**environment, SPEC: dump_spec(spec)},
         text=True,
         errors="replace",
-        preexec_fn=_end_with_parent,
+        # The kernel sends SIGTERM to the run when this process dies, so that it saves and exits.
+        preexec_fn=lambda: library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
         stdout=stdout,
         stderr=stderr,
     )
@@ -141,11 +144,6 @@ def error_of_run(name: str, code: int) -> TrainerError:
     """Return the error for a run that ended with `code`, with a remedy."""
     remedy = _REMEDIES.get(code, "See the error above.")
     return error_of(code, f"The run {name} did not finish. {remedy} Received: exit code {code}")
-
-
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies, so that it saves and exits."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 _MOST_SEED = 2**31
