@@ -66,6 +66,7 @@ def test_shard_train_and_evaluate_commands_work_together(images: Path, tmp_path:
     refused(trainer("shard", images, images / "x", cache=tmp_path), 2, "inside the folder of images")
 
 
+@pytest.mark.engine
 def test_killed_packing_leaves_no_process_and_resumes(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "shards"
     process = subprocess.Popen(

@@ -175,6 +175,7 @@ def test_model_with_inconsistent_description_is_rejected(exported: Path, tmp_pat
         load_model(copy)
 
 
+@pytest.mark.engine
 def test_export_with_different_predictions_is_rejected(
     exported: Path, golden: Golden, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def test_missing_credentials_are_reported_with_remedy(tmp_path: Any) -> None:
     )
 
 
+@pytest.mark.engine
 def test_job_is_followed_from_submit_to_cancel(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with bucket_server() as bucket:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)

@@ -171,6 +171,7 @@ def test_user_errors_are_reported_without_a_traceback(photos: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.engine
 def test_out_of_memory_is_reported_with_advice(photos: Path, tmp_path: Path) -> None:
     # A dense layer of a billion units allocates hundreds of gigabytes at once.
     units = ["--set", "model={family: plain, filters: [8], dense_units: [1000000000]}"]
@@ -197,6 +198,7 @@ def test_full_disk_is_reported_and_the_same_command_finishes_with_more_space(
         assert verify(FolderStore(run)) == []
 
 
+@pytest.mark.engine
 def test_resumed_run_keeps_its_precision_on_another_machine(photos: Path, tmp_path: Path) -> None:
     arguments = ["train", "--data", photos, "--output", tmp_path, "--run-name", "moved", *QUICK]
     precision = "train.precision=auto"

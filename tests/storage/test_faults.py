@@ -16,8 +16,6 @@ from trainer.runs.publish import publish, verify
 from trainer.storage import gcs, open_store
 from trainer.storage.store import Store
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:

@@ -14,8 +14,6 @@ from trainer.errors import TemporaryError
 from trainer.storage.lease import take_lease
 from trainer.storage.store import Store
 
-pytestmark = pytest.mark.engine
-
 EXPIRY = 1.2
 HOLD = """
 import sys, time

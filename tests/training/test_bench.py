@@ -77,6 +77,7 @@ def test_bench_rejects_invalid_settings_and_several_processes(
     refused(trainer("bench", cache=tmp_path), 2, "2 processes")
 
 
+@pytest.mark.engine
 def test_bench_stops_on_sigint(photos: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("bench", "--data", photos, *QUICK, "--seconds", "600"),

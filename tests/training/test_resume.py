@@ -150,6 +150,7 @@ def test_result_does_not_depend_on_the_steps_per_call(
         np.testing.assert_array_equal(value, values(by_five)[name], err_msg=name)
 
 
+@pytest.mark.engine
 def test_checkpoint_without_optimizer_moments_changes_the_result(
     dataset: Dataset, whole: tuple[Learner, TrainResult], tmp_path: Path
 ) -> None:

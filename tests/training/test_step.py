@@ -110,6 +110,7 @@ def test_class_weights_multiply_the_loss_of_their_class(dataset: Dataset) -> Non
     assert of_light == pytest.approx(losses[block.labels[0] == 1].sum(), rel=1e-4)
 
 
+@pytest.mark.engine
 def test_steps_on_two_replicas_equal_those_on_one() -> None:
     command, tests = [sys.executable, "-m", "helpers.two_replicas"], Path(__file__).parents[1]
     done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False)
@@ -139,6 +140,7 @@ def losses_of(dataset: Dataset, *settings: str) -> list[float]:
     return [sums.loss for sums in train_step.run(block, EpochView(16, 16))]
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     "random",
     [
