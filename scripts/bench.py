@@ -79,7 +79,8 @@ def bench_paper(arguments: argparse.Namespace) -> None:
             name = f"{arguments.recipe}-seed-{seed}"
             if (output / name).exists():
                 raise SystemExit(
-                    f"The run {output / name} exists; a finished run can't be timed. Choose another --output."
+                    f"The run {output / name} exists; a finished run cannot be timed. "
+                    "Choose another --output."
                 )
             run_quietly(
                 "-m", "trainer.task", "--recipe", arguments.recipe, "--data", str(folder),

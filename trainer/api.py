@@ -35,7 +35,7 @@ class Prediction:
 
     path: str
     label: str
-    """Class with the highest probability; empty if the image can't be used."""
+    """Class with the highest probability; empty if the image cannot be used."""
     probability: float
     """Of `label`, in 0..1."""
     probabilities: dict[str, float]
@@ -43,7 +43,7 @@ class Prediction:
     labels: tuple[str, ...] = ()
     """With `data.labels` multi, all labels that reach their thresholds; otherwise `label` alone."""
     problem: str = ""
-    """Why the image can't be used; empty if it can."""
+    """Why the image cannot be used; empty if it can."""
 
 
 class Run:
@@ -73,7 +73,7 @@ class Run:
     def predict(self, *images: str | os.PathLike[str], trust: bool = False) -> list[Prediction]:
         """Classify image files, the images below folders, web URLs, and objects in a bucket.
 
-        trust: load a model whose operations may read and write files. An image that can't be used has a
+        trust: load a model whose operations may read and write files. An image that cannot be used has a
         `problem`. Raises UsageError for a path that does not exist, DataError for a damaged model.
         """
         from trainer.cli.predict import local_images

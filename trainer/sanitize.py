@@ -73,7 +73,7 @@ def shown_address(address: str) -> str:
     """Return a URL without its user, password, query and fragment; other text is returned unchanged.
 
     The URL extends from its scheme to the end of the text; a prefix such as `data.source=` is kept. If the
-    URL can't be parsed, only its scheme is kept. Never raises.
+    URL cannot be parsed, only its scheme is kept. Never raises.
     """
     match = _SCHEME.search(address)
     if match is None:
@@ -105,7 +105,7 @@ def shown_values(value: Any, show: Callable[[str], str] = shown_address) -> Any:
 
 
 def _shown_rest(rest: str, is_object: bool) -> str | None:
-    """Return the redacted part of a URL after its scheme; None if it can't be parsed reliably."""
+    """Return the redacted part of a URL after its scheme; None if it cannot be parsed reliably."""
     bucket = rest.partition("/")[0]
     if is_object and "@" not in bucket and ":" not in bucket:
         return rest

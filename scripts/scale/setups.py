@@ -45,8 +45,8 @@ PRETRAINED = [
 ]  # fmt: skip
 """Fine-tuning phases: head on cached features, last stage, all weights; frozen batch-norm statistics.
 
-Trained statistics can't be compared: at 32 px the last maps have one pixel, so that the last batch normalizes
-over three values, which amplifies rounding errors to 0.2 of the loss.
+Trained statistics cannot be compared: at 32 px the last maps have one pixel, so the last batch
+normalizes over three values, which amplifies rounding errors to 0.2 of the loss.
 """
 CLASSES = ("red", "green", "blue")
 

@@ -260,7 +260,7 @@ def test_runs_delete_refuses_the_champion_and_a_run_in_use(
     output: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(output, "two")
-    assert "The champion can't be deleted" in error_of(invoke("runs", "--delete", "two", "--yes"))
+    assert "The champion cannot be deleted" in error_of(invoke("runs", "--delete", "two", "--yes"))
     monkeypatch.setattr("trainer.storage.lease.EXPIRY_SECONDS", 1.0)
     lease = take_lease(output, lease_of("one"), print)
     try:

@@ -54,7 +54,7 @@ def test_complete_project_is_ready(vertex: Vertex) -> None:
                  f"quota in {REGION}"):  # fmt: skip
         assert state_of(done.stdout, name) == "ok", name
     assert "custom_model_training_nvidia_l4_gpus: 8, 8 required" in done.stdout
-    last = done.stdout.splitlines()[-1]  # without a Docker engine the image can't be checked
+    last = done.stdout.splitlines()[-1]  # without a Docker engine the image cannot be checked
     assert last == "unknown    9 of 10 checks for vertex passed; not checked: image"
     assert not vertex.jobs
 

@@ -85,7 +85,7 @@ def test_io_error_that_zipfile_replaces_by_its_own_error_is_temporary(tmp_path: 
 @pytest.mark.parametrize("reader", ["zip", "tar", "format"])
 def test_folder_in_place_of_the_archive_is_a_data_error(tmp_path: Path, reader: str) -> None:
     (tmp_path / "a.zip").mkdir()
-    with pytest.raises(DataError, match="can't be read: Is a directory"):
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
         READERS[reader](tmp_path / "a.zip", tmp_path / "folder")
 
 

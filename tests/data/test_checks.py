@@ -37,10 +37,10 @@ def test_damaged_files_are_rejected_with_reasons_up_to_the_limit(tmp_path: Path)
         ("b-empty.png", "empty file"),
         ("c-text.jpg", "not an image: starts with b'hello, I'"),
         ("d-short.png", "truncated: the PNG ends early"),
-        ("e-flipped.png", "damaged: the PNG can't be decoded"),
+        ("e-flipped.png", "damaged: the PNG cannot be decoded"),
         ("f-new.jxl", "unsupported format: JPEG XL"),
     ]
-    with pytest.raises(DataError, match=r"6 of 24 images can't be used: train/cats/a-bomb.png \(too large"):
+    with pytest.raises(DataError, match=r"6 of 24 images cannot be used: train/cats/a-bomb.png \(too large"):
         load(root, tmp_path / "cache", max_rejected=0.2)
 
 

@@ -149,7 +149,7 @@ def test_image_that_disappears_after_it_was_decoded_is_a_data_error(tmp_path: Pa
     assert [decoder.results[number].reason for number in range(2)] == [None, "empty file"]
     decoder.decode_again(np.array([0]), lambda number, pixels: written.append(number))
     (tmp_path / "cat.png").unlink()
-    with pytest.raises(DataError, match=r"the source has changed\. .*Received: cat\.png, can't be read"):
+    with pytest.raises(DataError, match=r"the source has changed\. .*Received: cat\.png, cannot be read"):
         decoder.decode_again(np.array([0]), lambda number, pixels: written.append(number))
     assert written == [0, 0]
 

@@ -68,7 +68,7 @@ def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("source", ["missing", "missing.zip", "file.txt/below", "nul\0", "x" * 300])
 def test_missing_source_is_a_data_error(tmp_path: Path, source: str) -> None:
     (tmp_path / "file.txt").write_text("text")
-    with pytest.raises(DataError, match=r"no such folder or file|can't be read") as error:
+    with pytest.raises(DataError, match=r"no such folder or file|cannot be read") as error:
         fetch(f"{tmp_path}/{source}", tmp_path / "cache")
     assert repr(source)[1:-1] in str(error.value)
     assert not (tmp_path / "cache").exists()
@@ -155,7 +155,7 @@ def test_archive_is_hashed_again_only_after_a_change(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "pets.zip", FILES)
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UsageError, match="can't be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         fetch(archive, tmp_path / "cache")
     assert (tmp_path / "cache").read_text() == "a file"
 

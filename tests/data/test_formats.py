@@ -80,9 +80,9 @@ def test_converted_and_unsupported_images_are_counted(tmp_path: Path) -> None:
     ]
     first, second = dataset.warnings
     assert first.startswith("1 HEIC file and 2 TIFF files were converted before decoding; the exported")
-    assert second == "1 Photoshop file can't be decoded: convert them to JPEG or PNG"
+    assert second == "1 Photoshop file cannot be decoded: convert them to JPEG or PNG"
     assert json.loads(json.dumps(dataset.summary))["warnings"] == [first, second]
-    with pytest.raises(DataError, match=r"1 of 12 images can't be used: b/layers.psd .* Photoshop file"):
+    with pytest.raises(DataError, match=r"1 of 12 images cannot be used: b/layers.psd .* Photoshop file"):
         load(root, tmp_path / "cache")
 
 
@@ -91,7 +91,7 @@ def test_heic_without_its_plugin_is_rejected_with_a_remedy(
 ) -> None:
     root = of_a_phone(tmp_path / "data")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(DataError, match=r"1 HEIC file and 1 Photoshop file can't be decoded: install a"):
+    with pytest.raises(DataError, match=r"1 HEIC file and 1 Photoshop file cannot be decoded: install a"):
         load(root, tmp_path / "cache")
     warning = load(root, tmp_path / "cache", max_rejected=0.2).warnings[1]
     assert "(pip install 'trainer[heif]'), or convert them to JPEG or PNG" in warning
@@ -108,7 +108,7 @@ def test_evaluation_reports_converted_images(tmp_path: Path) -> None:
     spec = spec.model_copy(update={"source": str(root)})
     load_labelled(spec, ["a", "b"], tmp_path / "cache", Recorder())
     assert messages[0].startswith("1 HEIC file and 2 TIFF files were converted before decoding; ")
-    assert messages[1].startswith("1 Photoshop file can't be decoded")
+    assert messages[1].startswith("1 Photoshop file cannot be decoded")
 
 
 def test_placeholders_are_detected_by_their_names(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
 
 
 def test_unreadable_root_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="folder can't be read"):
+    with pytest.raises(DataError, match="folder cannot be read"):
         read_layout(tmp_path / "missing", "auto")
 
 

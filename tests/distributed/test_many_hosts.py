@@ -114,7 +114,7 @@ def test_port_in_use_ends_both_processes_with_its_address(pair: Pair) -> None:
         workers = [pair.start("held", index, hosts) for index in (0, 1)]
         assert [worker.end() for worker in workers] == [75, 75]
     for worker in workers:
-        assert "TensorFlow can't open its port for the other processes of the run." in worker.text()
+        assert "TensorFlow cannot open its port for the other processes of the run." in worker.text()
         assert f"Received: {hosts[1]}" in worker.text()
 
 

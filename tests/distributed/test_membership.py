@@ -435,7 +435,7 @@ def test_chief_survives_when_no_thread_can_be_started(monkeypatch: pytest.Monkey
         client = socket.create_connection(listening.getsockname())
 
         def fail(thread: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
+            raise RuntimeError("cannot start new thread")
 
         with closing(client), monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", fail)

@@ -212,7 +212,7 @@ def test_runs_are_compared_by_a_paired_bootstrap_of_mean_average_precision() -> 
     assert as_values(runs, [pair])["comparisons"][0]["measure"] == "mean_average_precision"
     assert any(line.startswith("mean avg. precision") for line in table(runs[:2]))
     single = run_of(make_predictions("validation", NAMES, 5, 2.0), "single")
-    with pytest.raises(UsageError, match="can't be compared with one with several"):
+    with pytest.raises(UsageError, match="cannot be compared with one with several"):
         compare_runs(runs[0], single)
 
 

@@ -183,7 +183,7 @@ def test_export_with_different_predictions_is_rejected(
     wrong[3, 0] += 2e-5
     with pytest.raises(TrainerError, match=r"differs by 2(\.\d+)?e-05, at most 1e-05"):
         verify_export(exported, replace(golden, probabilities=wrong))
-    with pytest.raises(TrainerError, match="can't be loaded in a fresh process"):
+    with pytest.raises(TrainerError, match="cannot be loaded in a fresh process"):
         verify_export(tmp_path, golden)
 
 

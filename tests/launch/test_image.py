@@ -243,7 +243,7 @@ def test_docker_run_is_submitted_followed_cancelled_and_resumed(engine: DockerCl
     gpu = run(*submit, *new, "--accelerator", "nvidia-l4", code=2)
     assert "The Docker engine has no GPU support for containers" in gpu
     assert "The image name is invalid" in run(*submit, *new, "--image", "Bad Image", code=2)
-    assert "can't be made" in run(*submit, "--output", "/proc/runs", code=2)
+    assert "cannot be made" in run(*submit, "--output", "/proc/runs", code=2)
     assert "because the image uses it" in run(*submit, "--output", "/opt", code=2)
     assert not (tmp_path / "new").exists()
     assert engine.containers.list(all=True) == []  # no partly created container is left

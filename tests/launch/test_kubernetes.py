@@ -251,7 +251,7 @@ def test_container_receives_spec_and_run_name_of_job() -> None:
                 ("https://me:secret@a.example/w.h5", "everyone who can view the job could read"),
             )
         ),
-        ({"spec": spec_of(*PRETRAINED, "model.weights=gs://me:key@bucket/w.h5")}, "can't contain a key"),
+        ({"spec": spec_of(*PRETRAINED, "model.weights=gs://me:key@bucket/w.h5")}, "cannot contain a key"),
         ({"spec": spec_of("train.start_from=/runs/one")}, "gs://BUCKET/RUNS/NAME"),
         ({"spec": spec_of("train.start_from=https://a.example/one")}, "gs://BUCKET/RUNS/NAME"),
         ({"schedule": "0 3 * * 7"}, "Sunday is 0"),

@@ -99,7 +99,7 @@ def test_class_without_images_prevents_a_release() -> None:
     # Without a limit per class, a model that always predicts cats would score the same.
     decision = decide(champion, challenger, GAIN, 1.0)
     assert not decision.is_released
-    assert decision.reason == "it can't be compared with guessing: all of its 100 images are of class cats"
+    assert decision.reason == "it cannot be compared with guessing: all of its 100 images are of class cats"
 
 
 def test_constant_classifier_is_not_released_when_a_class_has_no_images() -> None:

@@ -31,7 +31,7 @@ class Blind(FolderStore):
 
     def read(self, name: str) -> Content | None:
         if name == CHAMPION and list(self.root.glob(f"*/{RETIRED}")):
-            raise TemporaryError("It can't be read now.")
+            raise TemporaryError("It cannot be read now.")
         return super().read(name)
 
 
@@ -47,7 +47,7 @@ def test_run_is_kept_when_the_pointers_cannot_be_read(tmp_path: Path) -> None:
     for name in ("one", "two"):
         finished(FolderStore(tmp_path / "runs"), tmp_path / "local", name)
     output = Blind(tmp_path / "runs")
-    assert keep_newest(output, 1).problems == ("It can't be read now.",)
+    assert keep_newest(output, 1).problems == ("It cannot be read now.",)
     assert is_finished(output.below("one"))
     assert output.find(f"one/{RETIRED}") is None
 

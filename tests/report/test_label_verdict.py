@@ -38,7 +38,7 @@ def test_each_kind_of_verdict_has_its_headline_with_the_constant_prediction() ->
         (
             judged(3.0, 0.3, count=12),
             "unproven",
-            "inconclusive, because 12 images can't show whether it beats guessing",
+            "inconclusive, because 12 images cannot show whether it beats guessing",
         ),
     ):
         assert verdict.kind == kind, verdict.headline

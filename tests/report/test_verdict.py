@@ -78,7 +78,8 @@ def test_labels_are_not_blamed_when_held_out_images_are_few() -> None:
 @pytest.mark.parametrize(
     ("held", "conclusion", "advice"),
     [
-        ((2, 2, 0), "because 4 images can't show whether it beats guessing (always predicting a gives 0.500)",
+        ((2, 2, 0), "because 4 images cannot show whether it beats guessing "
+         "(always predicting a gives 0.500)",
          "Hold out images of c too: validation has none. Hold out more images"),
         ((1, 0, 0), "inconclusive, because all validation images are of a",
          "Hold out images of b and 1 other class too: validation has none. Hold out more images"),

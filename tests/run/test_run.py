@@ -132,7 +132,7 @@ def test_predict_accepts_files_and_folders_and_prints_json(
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["path"] for row in rows] == [*map(str, pictures), str(mixed / "a.tiff"), str(mixed / "b.png")]
     assert rows[3]["probabilities"] == pytest.approx(rows[0]["probabilities"], abs=1e-6)
-    assert "1 TIFF file was converted before decoding; the exported model can't" in done.stderr
+    assert "1 TIFF file was converted before decoding; the exported model cannot" in done.stderr
     assert f"left out: 1 file, not an image type: .txt, such as {mixed / 'notes.txt'}" in done.stderr
     assert "symbolic link to outside of the source: b.png -> " in done.stderr
     for row in rows:

@@ -159,7 +159,7 @@ def test_user_errors_are_reported_without_a_traceback(photos: Path, tmp_path: Pa
     assert list((tmp_path / "out").glob("*/")) == []
     refused(trainer(*base, "--data", next(photos.rglob("*.png")).parent, cache=tmp_path), 65, "class")
     refused(trainer("train", "--recipe", "cats", cache=tmp_path), 2, "cats-vs-dogs")
-    refused(trainer("train", tmp_path / "spec.yaml", cache=tmp_path), 2, "can't be read")
+    refused(trainer("train", tmp_path / "spec.yaml", cache=tmp_path), 2, "cannot be read")
     taken = tmp_path / "file"
     taken.write_text("other")
     refused(trainer("train", "--data", photos, "--output", taken, *QUICK, cache=tmp_path), 2, "file")

@@ -150,7 +150,7 @@ def test_marker_of_another_manifest_is_never_replaced(run: Path) -> None:
 def test_failed_publication_does_not_move_the_pointer(run: Path) -> None:
     (run.parent / "latest").write_text("pets-0\n")
     os.symlink("nowhere", run / "dangling")
-    with pytest.raises(UsageError, match="dangling can't be read"):
+    with pytest.raises(UsageError, match="dangling cannot be read"):
         publish_at(run)
     assert (run.parent / "latest").read_text() == "pets-0\n"
     assert not is_finished(FolderStore(run))
@@ -196,7 +196,7 @@ def test_verify_reports_an_unreadable_manifest(run: Path, text: str) -> None:
     (run / "MANIFEST.json").write_text(text)
     problems = verify(FolderStore(run))
     assert len(problems) == 1
-    assert problems[0].startswith("MANIFEST.json can't be read")
+    assert problems[0].startswith("MANIFEST.json cannot be read")
 
 
 @pytest.mark.parametrize("text", ["", "gone\n", "../elsewhere\n", "/\n", "..\n", "\0\0\0", "x" * 300])

@@ -181,7 +181,7 @@ def test_finished_run_is_not_restarted(output: Store, cache: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.epochs") as caught:
         open_run_folder(spec_in(output, "train.epochs=3"), NOW, cache)
     assert "--fresh" not in str(caught.value)  # --fresh would be refused
-    with pytest.raises(UsageError, match="--fresh can't restart it"):
+    with pytest.raises(UsageError, match="--fresh cannot restart it"):
         open_run_folder(spec_in(output), NOW, cache, fresh=True)
     assert {entry.name: entry for entry in output.entries()} == before
 
@@ -248,7 +248,7 @@ def test_folder_with_only_leftovers_of_a_crash_is_reused(tmp_path: Path, cache: 
 
 
 def test_resume_with_changed_data_precision_or_batch_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="of the first start of this run can't be read"):
+    with pytest.raises(UsageError, match="of the first start of this run cannot be read"):
         require_same_start(tmp_path, Start("aa", "float32", 20))
     write_json(tmp_path / "dataset.json", {"digest": "sha256:aa"})
     write_json(tmp_path / "environment.json", {"precision": "float32", "global_batch_size": 20})

@@ -321,7 +321,7 @@ def test_unreadable_spec_file_is_refused(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "missing.yaml", tmp_path, binary):
-        with pytest.raises(UsageError, match="can't be read"):
+        with pytest.raises(UsageError, match="cannot be read"):
             load_spec(path)
 
 

@@ -1,4 +1,4 @@
-"""Write fencing: a process without the lease can't change the run folder, whatever the write method."""
+"""Write fencing: a process without the lease cannot change the run folder, whatever the write method."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def test_cached_features_give_the_predictions_of_the_whole_model_and_are_compute
 
 
 def _without_pixels(dataset: Dataset) -> Dataset:
-    """Return the dataset with only a training split, whose images can't be read."""
+    """Return the dataset with only a training split, whose images cannot be read."""
 
     class Unreadable:
         shape = dataset.train.pixels.shape
@@ -365,8 +365,8 @@ def test_feature_cache_that_cannot_be_written_is_reported_once_and_training_cont
             cache.add(ROWS[:1000])
         cache.flush()
         (message,) = progress.said
-        assert "The features can't be cached" in message
-        assert "can't be written" in message
+        assert "The features cannot be cached" in message
+        assert "cannot be written" in message
 
 
 def test_features_are_recomputed_after_any_change_that_affects_them(

@@ -199,5 +199,5 @@ def test_share_of_a_core_has_a_static_shape() -> None:
 def test_rotation_is_rejected_on_a_tpu(dataset: Dataset) -> None:
     spec = load_spec(settings=[*SMALL, "augment.rotate_degrees=5.0"])
     like_a_tpu = replace(find_cluster(), device_kind="TPU")
-    with pytest.raises(UsageError, match="can't rotate images"):
+    with pytest.raises(UsageError, match="cannot rotate images"):
         TrainStep(learner_for(spec, dataset), spec, np.ones(2, np.float32), like_a_tpu)

@@ -76,8 +76,8 @@ def test_parameter_is_parsed_with_its_kind(text: str, wanted: dict[str, Any]) ->
         ((RATE, "optimizer.learning_rate=1..2"), "once"),
         (("seed=1..5",), "best by chance"),
         (("data.validation_fraction=0.1..0.5",), "same held-out images"),
-        (("model.weights=default|./w.h5",), "A weights file can't be searched"),
-        (("model={family: pretrained}|{family: pretrained, weights: gs://b/w.h5}",), "can't be searched"),
+        (("model.weights=default|./w.h5",), "A weights file cannot be searched"),
+        (("model={family: pretrained}|{family: pretrained, weights: gs://b/w.h5}",), "cannot be searched"),
         (("publish.release=true|false",), "does not change what is trained"),
         (
             ("model.dropout=0..0.5", "model={family: plain}|{family: residual}"),

@@ -395,7 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _explain_os_error(error: OSError) -> TrainerError | None:
     """Return the error to print for an unusable path or a full disk; None for any other error."""
     if error.errno in _UNUSABLE:
-        return UsageError(f"{error.filename} can't be used.", "Choose another path.", received=error.strerror)
+        return UsageError(
+            f"{error.filename} cannot be used.", "Choose another path.", received=error.strerror
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TemporaryError(
             "The disk is full.", "Free some space and run the same command again.", received=error

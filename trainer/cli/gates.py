@@ -135,7 +135,7 @@ def _accuracy(folder: RunFolder) -> tuple[str, float, int]:
     accuracy = metrics.get(f"{split}/accuracy")
     if not isinstance(accuracy, float | int) or not 0 <= accuracy <= 1:
         raise DataError(
-            "The accuracy of the run is unknown: its metrics can't be read.",
+            "The accuracy of the run is unknown: its metrics cannot be read.",
             "Run `trainer verify` to see what is wrong with the run.",
             received=folder.at("metrics.json"),
         )

@@ -1,7 +1,7 @@
 """Implementation of `trainer predict`, `trainer evaluate` and `trainer verify`.
 
 Results are printed to standard output, predictions and metrics as a table or JSON, or written to a file. Each
-image that can't be used is one line on standard error.
+image that cannot be used is one line on standard error.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
 def predict_command(
     model_uri: str, images: Sequence[str], cache_dir: Path, options: PredictOptions | None = None
 ) -> None:
-    """Print the prediction for each image; raise DataError at the end if one can't be used."""
+    """Print the prediction for each image; raise DataError at the end if one cannot be used."""
     from trainer.cli.console import Console
     from trainer.cli.paths import local_model
     from trainer.data.checks import warnings_of_formats
@@ -103,13 +103,13 @@ def predict_command(
 
 def _require_usable(unusable: Sequence[Rejection], count: int) -> None:
     if unusable:
-        raise DataError(f"{len(unusable)} of {count} images can't be used.", "See the lines above.")
+        raise DataError(f"{len(unusable)} of {count} images cannot be used.", "See the lines above.")
 
 
 def _local_sources(
     images: Sequence[str], cache_dir: Path, console: Console, unusable: list[Rejection]
 ) -> list[tuple[Path, str]]:
-    """Return (local path, URI) of each source; one that can't be used is printed and added to `unusable`.
+    """Return (local path, URI) of each source; one that cannot be used is printed and added to `unusable`.
 
     Raises the DataError of the last source if none can be used.
     """

@@ -177,7 +177,7 @@ def _folder_for(output: str) -> Iterator[None]:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UsageError(
-            f"The folder for the runs can't be made ({error.strerror}); give another --output.",
+            f"The folder for the runs cannot be made ({error.strerror}); give another --output.",
             received=shown_address(output),
         ) from None
     try:

@@ -209,7 +209,7 @@ def _require_same_classes(first: Run, second: Run) -> None:
         return
     if isinstance(first.predictions, Predictions) != isinstance(second.predictions, Predictions):
         raise UsageError(
-            "A run with one label per image can't be compared with one with several.",
+            "A run with one label per image cannot be compared with one with several.",
             "Compare runs with the same data.labels.",
             received=f"{first.uri} and {second.uri}",
         )
@@ -219,7 +219,7 @@ def _require_same_classes(first: Run, second: Run) -> None:
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1]))
         raise UsageError(
-            "Models of different classes can't be compared.",
+            "Models of different classes cannot be compared.",
             "Compare runs of the same classes.",
             received=f"{', '.join(only)[:200] or 'another order'} in one of {first.uri} and {second.uri}",
         )

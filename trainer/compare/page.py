@@ -56,7 +56,7 @@ class Disagreement:
     """One image that only one of two models predicts correctly."""
 
     uri: str
-    """The image as a data URI; empty if it can't be read."""
+    """The image as a data URI; empty if it cannot be read."""
     is_small: bool
     name: str
     label: str
@@ -65,7 +65,7 @@ class Disagreement:
 
 
 def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Disagreement], str]:
-    """Return the most confident disagreements, half of each kind, and why images can't be shown.
+    """Return the most confident disagreements, half of each kind, and why images cannot be shown.
 
     At most `MOST` are returned. The second value is empty if the data source can be read.
     """
@@ -77,7 +77,7 @@ def read_disagreements(comparison: Comparison, cache_dir: Path) -> tuple[list[Di
         items = _items(comparison, cache_dir, {first.names[index] for index in chosen})
         why_missing = ""
     except (TrainerError, OSError) as error:
-        items, why_missing = {}, f"The images can't be shown: {str(error).splitlines()[0]}"
+        items, why_missing = {}, f"The images cannot be shown: {str(error).splitlines()[0]}"
     return [
         _disagreement(first, second, index, items.get(first.names[index])) for index in chosen
     ], why_missing
@@ -160,7 +160,7 @@ def _picture(item: Source) -> np.ndarray | None:
 
 
 STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (MUTED, ":"))
-"""Colour and dashes of the first four runs; more can't be distinguished in one figure."""
+"""Colour and dashes of the first four runs; more cannot be distinguished in one figure."""
 _LEGEND_WIDTH = 20
 _TRAINING_LINE_WIDTH = 0.8
 

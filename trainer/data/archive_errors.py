@@ -63,7 +63,7 @@ def reading(path: Path, part: str = "it") -> Iterator[None]:
         if failure is not None:
             raise read_error(path, failure) from error
         raise DataError(
-            f"The archive can't be read: {part} is damaged or incomplete ({error or type(error).__name__}).",
+            f"The archive cannot be read: {part} is damaged or incomplete ({error or type(error).__name__}).",
             "Download or copy it again.",
             received=path,
         ) from error
@@ -92,7 +92,7 @@ def read_error(source: object, error: OSError) -> TrainerError:
         raise MemoryError(reason) from error
     if error.errno in _OF_THE_PATH:
         return DataError(
-            f"The file can't be read: {reason}.", "Check its path and its permissions.", received=source
+            f"The file cannot be read: {reason}.", "Check its path and its permissions.", received=source
         )
     return TemporaryError(f"The file could not be read: {reason}.", "Try again.", received=source)
 

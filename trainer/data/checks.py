@@ -56,7 +56,7 @@ def require_few_rejected(candidates: int, rejections: Sequence[Rejection], max_r
     if len(damaged) > max_rejected * candidates:
         share = f"{len(damaged)} of {_format_count(candidates, 'image')}"
         raise DataError(
-            f"{share} can't be used{_format_examples(damaged, ': ')}. "
+            f"{share} cannot be used{_format_examples(damaged, ': ')}. "
             f"{_unsupported_sentence(damaged)}This is more than data.max_rejected allows.",
             "Repair or remove these files, or raise data.max_rejected.",
             received=f"data.max_rejected={max_rejected:g}",
@@ -183,7 +183,7 @@ def warnings_of_formats(converted: Mapping[str, int], rejections: Sequence[Rejec
     if converted:
         verb = "was" if sum(converted.values()) == 1 else "were"
         warnings.append(
-            f"{_list_formats(converted)} {verb} converted before decoding; the exported model can't decode "
+            f"{_list_formats(converted)} {verb} converted before decoding; the exported model cannot decode "
             "these formats, or decodes them differently, but `trainer predict` converts them too"
         )
     if sentence := _unsupported_sentence(rejections):
@@ -203,7 +203,7 @@ def _unsupported_sentence(rejections: Iterable[Rejection]) -> str:
     others = [name for name in counts if name not in REMEDIES]
     actions = [f"install a decoder ({' and '.join(remedies)})"] if remedies else []
     actions += ["convert them to JPEG or PNG"] if others or not remedies else []
-    return f"{_list_formats(counts)} can't be decoded: {', or '.join(actions)}. "
+    return f"{_list_formats(counts)} cannot be decoded: {', or '.join(actions)}. "
 
 
 def _list_formats(counts: Mapping[str, int]) -> str:
@@ -275,7 +275,7 @@ def warnings_of_labels(items: Sequence[Item]) -> tuple[str, ...]:
         return ()
     count = len(missing)
     labels = "1 label has" if count == 1 else f"{count} labels have"
-    return (f"{labels} no held-out image and can't be evaluated: {_join_names(missing)}",)
+    return (f"{labels} no held-out image and cannot be evaluated: {_join_names(missing)}",)
 
 
 def _labels_of(items: Sequence[Item]) -> set[str]:

@@ -99,7 +99,7 @@ def _convert(data: bytes, route: Route, max_pixels: int, compress_level: int) ->
     except Exception as error:
         # On damaged bytes the plugins raise exceptions of any type, including Pillow's own warnings.
         text = str(error) or type(error).__name__
-        return Prepared(data, f"damaged: the {route.format} can't be decoded ({text.splitlines()[0][:100]})")
+        return Prepared(data, f"damaged: the {route.format} cannot be decoded ({text.splitlines()[0][:100]})")
 
 
 def _suppress_warnings() -> None:

@@ -82,7 +82,7 @@ def reason_of_failure(data: bytes) -> str:
         "webp": len(data) >= int.from_bytes(data[4:8], "little") + 8,
     }
     if ends.get(kind, True):
-        return f"damaged: the {KIND_NAMES.get(kind, 'image')} can't be decoded"
+        return f"damaged: the {KIND_NAMES.get(kind, 'image')} cannot be decoded"
     return f"truncated: the {KIND_NAMES[kind]} ends early"
 
 

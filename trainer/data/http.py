@@ -151,7 +151,7 @@ def _translate_failures(url: str) -> Iterator[None]:
 
 
 def _bad_bundle(error: BaseException) -> UsageError:
-    return UsageError("The trusted certificates can't be read.", "Check REQUESTS_CA_BUNDLE.", received=error)
+    return UsageError("The trusted certificates cannot be read.", "Check REQUESTS_CA_BUNDLE.", received=error)
 
 
 def _connection_error(error: Exception, url: str) -> TrainerError | RetryableError:

@@ -181,7 +181,7 @@ class ImageDecoder:
         failed = [number for number, result in results.items() if result.reason]
         if failed:
             raise DataError(
-                "An image that was decoded before can't be decoded any more: the source has changed.",
+                "An image that was decoded before cannot be decoded any more: the source has changed.",
                 "Restore the source, or start a new run.",
                 received=f"{self._items[failed[0]].name}, {results[failed[0]].reason}",
             )
@@ -233,7 +233,7 @@ def _read(item: Item, max_pixels: int) -> tuple[str, Prepared]:
     except OSError as error:
         if is_of_the_process(error):
             raise read_error(item.name, error) from error
-        data, reason = b"", f"can't be read: {error.strerror}"
+        data, reason = b"", f"cannot be read: {error.strerror}"
     else:
         is_short = item.length is not None and len(data) < item.length
         reason = "truncated: the file ends early" if is_short else ""

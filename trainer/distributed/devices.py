@@ -202,7 +202,7 @@ def agree_on_devices(local: Host, group: ProcessGroup) -> Host:
     address = process.addresses[process.process_index]
     if not is_free(address):
         raise TemporaryError(
-            "TensorFlow can't open its port for the other processes of the run.",
+            "TensorFlow cannot open its port for the other processes of the run.",
             "End the program that uses the port, or set another one in TF_CONFIG.",
             received=address,
         )

@@ -146,7 +146,7 @@ class _RendezvousServer:
             return listen(self.process.control, self.process.process_count)
         except OSError as error:
             raise TemporaryError(
-                "The control port for the workers of the run can't be opened.",
+                "The control port for the workers of the run cannot be opened.",
                 "Check whether another run uses it on this host.",
                 received=f"{self.process.control}, {error.strerror}",
             ) from None

@@ -92,15 +92,15 @@ def evaluate_source(
     """Return the metrics of `model` by split of `source`, and the rejections; see `load_labelled`.
 
     settings: data settings of a spec, such as data.max_rejected=0.05; those that the model was trained with
-    can't be changed. images: content of images.json of the model's run, if there is one; the metrics then
+    cannot be changed. images: content of images.json of the model's run, if there is one; the metrics then
     have `trained_checked`, the number of images that could be looked up in it, and `trained_share`, the share
     of these that the run was trained on. on_predictions is called with each split and its predictions.
-    Raises UsageError for a setting that does not exist or can't be changed.
+    Raises UsageError for a setting that does not exist or cannot be changed.
     """
     for setting in settings:
         if not setting.startswith("data.") or setting.partition("=")[0].strip() in _FIXED_BY_MODEL:
             raise UsageError(
-                "This setting can't be changed for an evaluation.",
+                "This setting cannot be changed for an evaluation.",
                 "Use a setting of how the data are read, such as data.layout=folders. The type of labels, "
                 "the image size and the preprocessing are fixed by the model.",
                 received=shown_address(setting),
@@ -145,7 +145,7 @@ def _read(path: Path, max_pixels: int) -> Prepared:
     try:
         data = path.read_bytes()
     except OSError as error:
-        return Prepared(b"", f"can't be read: {error.strerror}")
+        return Prepared(b"", f"cannot be read: {error.strerror}")
     return prepare(data, max_pixels)
 
 

@@ -53,7 +53,7 @@ def read_predictions(path: Path) -> list[AnyPredictions]:
         return parse_predictions(path.read_bytes().decode(), str(path))
     except OSError as error:
         raise UsageError(
-            f"The file of predictions can't be read: {error.strerror}.", "Check the path.", received=path
+            f"The file of predictions cannot be read: {error.strerror}.", "Check the path.", received=path
         ) from None
     except UnicodeDecodeError as error:
         raise UsageError(f"The file of predictions is not UTF-8: {error}.", _REMEDY, received=path) from None
@@ -105,7 +105,7 @@ def _rows(predictions: AnyPredictions) -> Iterator[list[str | float]]:
 
 
 def storable(text: str) -> str:
-    """Return `text` with what UTF-8 can't encode, such as undecodable bytes of a file name, escaped."""
+    """Return `text` with what UTF-8 cannot encode, such as undecodable bytes of a file name, escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

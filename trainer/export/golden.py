@@ -1,7 +1,7 @@
 """Golden predictions: verification of an exported model in a fresh process.
 
 The exported model must reproduce the probabilities of the trained model for the same images. The fresh
-process runs a copy of `reload_check.py`, alone in a folder, so that it can't depend on this package or on the
+process runs a copy of `reload_check.py`, alone in a folder, so it cannot depend on this package or on the
 state of this process.
 """
 
@@ -82,7 +82,7 @@ def verify_export(path: Path, golden: Golden) -> float:
         )
     if process.returncode != 0:
         raise TrainerError(
-            "The exported model can't be loaded in a fresh process.",
+            "The exported model cannot be loaded in a fresh process.",
             "Run the same command again. If the error persists, report it as a bug.",
             received=f"{process.stderr.strip()[-500:]}",
         )

@@ -128,7 +128,7 @@ def _parse(folder: Path) -> Any:
         model.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as error:
         raise DataError(
-            "The model is damaged and can't be read.",
+            "The model is damaged and cannot be read.",
             "Copy it again.",
             received=f"{path} ({str(error)[:100]})",
         ) from None
@@ -211,7 +211,7 @@ class LoadedModel:
     def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes], of encoded images.
 
-        Raises tf.errors.InvalidArgumentError if one of them can't be decoded.
+        Raises tf.errors.InvalidArgumentError if one of them cannot be decoded.
         """
         outputs = self.signatures["serving_default"](image_bytes=tf.constant(list(images), tf.string))
         return np.asarray(outputs["probabilities"])
@@ -244,7 +244,7 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
         raise  # out of memory, the model may be fine
     except Exception as error:  # TensorFlow has no exception of its own for a damaged file
         raise DataError(
-            "The model is damaged and can't be loaded.",
+            "The model is damaged and cannot be loaded.",
             "Copy it again, or train again.",
             received=f"{folder} ({(str(error) or type(error).__name__).splitlines()[0][:200]})",
         ) from None

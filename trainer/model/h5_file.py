@@ -54,7 +54,7 @@ def is_keras_file(path: Path) -> bool:
             return file.read(len(_HDF5)).startswith((_HDF5, _ZIP))
     except OSError as error:
         raise DataError(
-            f"The weights file can't be read: {error.strerror}.",
+            f"The weights file cannot be read: {error.strerror}.",
             "Check its path and its permissions.",
             received=path,
         ) from None
@@ -75,7 +75,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise  # disk errors of the folder for temporary files
         raise DataError(
-            "The weights file can't be read: it is damaged, or not a .weights.h5, .h5 or .keras file.",
+            "The weights file cannot be read: it is damaged, or not a .weights.h5, .h5 or .keras file.",
             "Download it again.",
             received=f"{path} ({(str(error) or type(error).__name__).splitlines()[0][:120]})",
         ) from None

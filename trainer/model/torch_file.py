@@ -97,7 +97,7 @@ def read_torch_file(path: Path) -> Arrays:
             return _read(io.BytesIO(file.read()))
     except OSError as error:
         raise DataError(
-            f"The weights file can't be read: {error.strerror}.",
+            f"The weights file cannot be read: {error.strerror}.",
             "Check its path and its permissions.",
             received=path,
         ) from None

@@ -224,7 +224,7 @@ def _release_text(name: str, champion: str, decision: Decision | None) -> str:
 
 
 def require_finished(output: Store, name: str) -> None:
-    """Raise UsageError for a run that can't be the champion, DataError for one with a changed manifest."""
+    """Raise UsageError for a run that cannot be the champion, DataError for one with a changed manifest."""
     if is_finished(output.below(name)):
         return
     require_not_withdrawn(output.below(name))

@@ -121,7 +121,7 @@ def _reason(
         return False, f"its gain is not significant: {gain}, exact McNemar {p_text(test.p_value)}"
     if missing and max_class_loss < 1:
         return False, (
-            f"no image is of class {missing[0]}, so its loss of recall can't be compared with "
+            f"no image is of class {missing[0]}, so its loss of recall cannot be compared with "
             f"publish.max_class_loss ({max_class_loss:g})"
         )
     if -change > max_class_loss + _ROUNDING:
@@ -142,7 +142,7 @@ def why_guessing(predictions: AnyPredictions) -> str:
     accuracy = float(np.mean(predictions.predicted == predictions.labels))
     count = format_count(len(predictions.labels), "image")
     if share == 1:
-        return f"it can't be compared with guessing: all of its {count} are of class {name}"
+        return f"it cannot be compared with guessing: all of its {count} are of class {name}"
     if accuracy > share:
         beginning = f"it is not significantly better than guessing on {count}: its accuracy is {accuracy:.3f}"
     else:
@@ -191,7 +191,7 @@ def _decide_labels(
     objection = _why_no_label_gain(test, min_gain, max_class_loss, name, change)
     if not objection and len(missing) and max_class_loss < 1:
         objection = (
-            f"no image has {champion.class_names[missing[0]]}, so its loss can't be compared with "
+            f"no image has {champion.class_names[missing[0]]}, so its loss cannot be compared with "
             f"publish.max_class_loss ({max_class_loss:g})"
         )
     objection = objection or _why_guessing_labels(challenger)
@@ -215,7 +215,7 @@ def _why_guessing_labels(predictions: MultiLabelPredictions) -> str:
     ranking = Ranking(predictions.truth, predictions.probabilities)
     if not predictions.truth.any():
         count = format_count(len(predictions.names), "image")
-        return f"it can't be compared with guessing: none of its {count} has a label"
+        return f"it cannot be compared with guessing: none of its {count} has a label"
     if ranking.p_of_chance() < _LEVEL:
         return ""
     count = format_count(len(predictions.names), "image")

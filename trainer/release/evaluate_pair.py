@@ -68,7 +68,7 @@ def _unseen_images(
     is_seen = np.any(seen, axis=0)
     if is_seen.all():
         raise DataError(
-            "A model was trained on all of the images, so they can't decide a release.",
+            "A model was trained on all of the images, so they cannot decide a release.",
             "Set publish.test_data to other images.",
             received=description,
         )
@@ -100,7 +100,7 @@ def _split(
     try:
         splits, _ = load_labelled(test_spec, model.class_names, cache_dir, progress)
     except (DataError, UsageError) as error:
-        problem = f"The images of publish.test_data can't be used. {error.problem}"
+        problem = f"The images of publish.test_data cannot be used. {error.problem}"
         raise type(error)(problem, error.remedy, error.received) from None
     return next(splits[name] for name in _SPLITS if name in splits)
 
@@ -116,7 +116,7 @@ def _require_known(classes: Sequence[str], known: Sequence[str]) -> None:
     if sorted(all_normalized(classes)) != sorted(all_normalized(known)):
         other = sorted(set(all_normalized(classes)) ^ set(all_normalized(known)))
         raise DataError(
-            "The images have other classes than the models, so they can't decide a release.",
+            "The images have other classes than the models, so they cannot decide a release.",
             "Set publish.test_data to images of the same classes.",
             received=", ".join(other)[:200] or "names that look the same",
         )
@@ -157,7 +157,7 @@ def _columns(predictions: AnyPredictions, first: AnyPredictions) -> NDArray[np.i
 def _require_same_classes(models: Sequence[LoadedModel]) -> None:
     if len({model.data.labels for model in models}) > 1:
         raise UsageError(
-            "A model with one label per image can't be compared with a model with several.",
+            "A model with one label per image cannot be compared with a model with several.",
             "Run `trainer promote RUN --force` to promote without a test.",
             received=f"data.labels {' and '.join(model.data.labels for model in models)}",
         )
@@ -167,7 +167,7 @@ def _require_same_classes(models: Sequence[LoadedModel]) -> None:
         if sorted(names) != sorted(first):
             other = sorted(set(first) ^ set(names))
             raise UsageError(
-                "Models of different classes can't be compared.",
+                "Models of different classes cannot be compared.",
                 "Run `trainer promote RUN --force` to promote without a test.",
                 received=", ".join(other)[:200] or "names that look the same",
             )

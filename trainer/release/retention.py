@@ -83,7 +83,7 @@ def require_removable(output: Store, name: str) -> None:
         )
     if read_pointer(output).name == name:
         raise UsageError(
-            "The champion can't be deleted.",
+            "The champion cannot be deleted.",
             "Promote another run first, or restore the previous champion with `trainer rollback`.",
             received=run.uri,
         )

@@ -138,7 +138,7 @@ def _quiet() -> Iterator[None]:
 def render(template: str, context: Mapping[str, Any], *packages: str) -> str:
     """Return the page of a template in this package or in one of `packages`.
 
-    Characters that UTF-8 can't encode, such as undecodable bytes of a file name, become backslash escapes.
+    Characters that UTF-8 cannot encode, such as undecodable bytes of a file name, become backslash escapes.
     """
     loaders = [jinja2.PackageLoader(package, "") for package in ("trainer.report", *packages)]
     environment = jinja2.Environment(

@@ -182,7 +182,7 @@ def only_copies_text(split: str) -> str:
 
 def inconclusive_text(count: int) -> str:
     """Return the conclusion where `count` held-out images are too few."""
-    return f"inconclusive, because {format_count(count, 'image')} can't show whether it beats guessing"
+    return f"inconclusive, because {format_count(count, 'image')} cannot show whether it beats guessing"
 
 
 def early_text(case: AnyCase) -> str:

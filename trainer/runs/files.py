@@ -79,7 +79,7 @@ def require_same_start(path: Path, start: Start) -> None:
     ):
         if old is None:
             raise UsageError(
-                f"The {name} of the first start of this run can't be read.",
+                f"The {name} of the first start of this run cannot be read.",
                 "Choose another --run-name to train a new run.",
                 received=path,
             )

@@ -247,7 +247,7 @@ def _finished(output: Store, name: str, spec: RunSpec, fresh: bool) -> RunFolder
     require_same_spec(output.below(name), name, spec, finished=True)
     if fresh:
         raise UsageError(
-            "The run is finished and published, so --fresh can't restart it.",
+            "The run is finished and published, so --fresh cannot restart it.",
             "Choose another --run-name.",
             received=output.at(name),
         )

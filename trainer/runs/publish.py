@@ -49,7 +49,7 @@ def publish(output: Store, name: str, folder: Path, require: Callable[[], None] 
     run = output.below(name)
     if name == POINTER:
         raise UsageError(
-            f"A run can't be named {POINTER!r}, because this is the name of the pointer to the newest run.",
+            f"A run cannot be named {POINTER!r}, because this is the name of the pointer to the newest run.",
             "Choose another --run-name.",
             received=run.uri,
         )
@@ -128,7 +128,7 @@ def verify(run: Store) -> list[str]:
     try:
         listed = read_manifest(manifest.data)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return [f"{MANIFEST} can't be read: {error}"]
+        return [f"{MANIFEST} cannot be read: {error}"]
     marker = run.read(MARKER)
     has_marker = marker is not None and is_marker_of(marker, manifest)
     problems = [] if has_marker else [f"{MARKER} is missing or does not match {MANIFEST}"]
@@ -296,7 +296,7 @@ def published_files(run: Store) -> dict[str, FileRecord] | None:
     try:
         return read_manifest(manifest.data)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _changed(run, f"{MANIFEST} can't be read: {str(error)[:200]}") from None
+        raise _changed(run, f"{MANIFEST} cannot be read: {str(error)[:200]}") from None
 
 
 def require_as_published(run: Store, digests: bool = True) -> None:

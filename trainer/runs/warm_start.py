@@ -210,7 +210,7 @@ def _restore(model: keras.Model, folder: Path) -> None:
         tf.train.Checkpoint(model=model).read(path).assert_existing_objects_matched()
     except tf.errors.OpError as error:
         raise UsageError(
-            "The model of the run in train.start_from can't be read.",
+            "The model of the run in train.start_from cannot be read.",
             "Run `trainer verify RUN` to list what is damaged.",
             received=f"{folder} ({error.message[:120]})",
         ) from None

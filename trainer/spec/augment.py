@@ -75,7 +75,7 @@ class AugmentSpec(Checked):
     def _one_position(self) -> AugmentSpec:
         if self.translate_pixels and self.crop is not None:
             raise SettingError(
-                "augment.translate_pixels can't be combined with augment.crop, which already shifts images.",
+                "augment.translate_pixels cannot be combined with augment.crop, which already shifts images.",
                 "Set augment.translate_pixels to 0, or augment.crop to null.",
                 f"translate_pixels {self.translate_pixels}",
             )

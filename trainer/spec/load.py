@@ -181,7 +181,7 @@ def _read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(
-            f"The spec can't be read: {reason}.", "Check the path and the file.", received=path
+            f"The spec cannot be read: {reason}.", "Check the path and the file.", received=path
         ) from None
 
 
@@ -200,7 +200,7 @@ def _split_setting(text: str) -> tuple[str, Any]:
 def _with_setting(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     if key == "recipe":
         raise UsageError(
-            "A recipe can't be chosen by a setting.",
+            "A recipe cannot be chosen by a setting.",
             "Use --recipe NAME, or `recipe: NAME` in the spec file.",
             received=f"recipe={shown_repr(value)}",
         )
@@ -260,7 +260,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _without_signature(value: Any) -> Any:
     """Return a web address without user, password, fragment and signature parameters.
 
-    Other values, and addresses that can't be parsed, are returned unchanged.
+    Other values, and addresses that cannot be parsed, are returned unchanged.
     """
     if not isinstance(value, str) or not value.lower().startswith(("http://", "https://")):
         return value

@@ -119,7 +119,7 @@ def _describe(details: Any) -> _Problem:
     if kind == "extra_forbidden" and "." in last:
         outer, _, inner = last.partition(".")
         remedy = f"Write two lines, `{outer}:` and below it, indented, `{inner}: ...`."
-        return _Problem(f"A key of a YAML file can't contain a dot, as {key} does.", remedy, _brief(value))
+        return _Problem(f"A key of a YAML file cannot contain a dot, as {key} does.", remedy, _brief(value))
     if kind == "extra_forbidden":
         return _unknown(key, value)
     if kind in ("model_type", "model_attributes_type"):

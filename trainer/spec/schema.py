@@ -295,7 +295,7 @@ class RunSpec(Checked):
     def _optimizer_fits(self) -> RunSpec:
         if self.optimizer.unit_kernels and isinstance(self.model, PretrainedSpec):
             raise SettingError(
-                "optimizer.unit_kernels can't be used with model.family pretrained: it changes the norms "
+                "optimizer.unit_kernels cannot be used with model.family pretrained: it changes the norms "
                 "of the pretrained kernels.",
                 "Set optimizer.unit_kernels to false.",
                 "unit_kernels true",
@@ -330,7 +330,7 @@ class RunSpec(Checked):
         return self
 
     def _require_plain_sizes(self, model: PlainSpec, sides: set[int], size: int) -> None:
-        """Raise SettingError for images or crops that the plain network can't process."""
+        """Raise SettingError for images or crops that the plain network cannot process."""
         if len(sides) > 1:
             raise SettingError(
                 "Crops of another size than data.image_size require a network that accepts any size.",
@@ -365,7 +365,7 @@ class RunSpec(Checked):
     def _xla_fits(self) -> RunSpec:
         if self.train.xla is True and self.augment.rotate_degrees:
             raise SettingError(
-                "augment.rotate_degrees can't be compiled with XLA.",
+                "augment.rotate_degrees cannot be compiled with XLA.",
                 "Set train.xla to auto, or augment.rotate_degrees to 0.",
                 f"train.xla true, rotate_degrees {self.augment.rotate_degrees:g}",
             )
@@ -376,7 +376,7 @@ class RunSpec(Checked):
     def _not_reserved(cls, value: str | None) -> str | None:
         if value in ("latest", "champion", "releases"):
             raise SettingError(
-                f"run_name can't be {value}, the name of a pointer or folder in the output.",
+                f"run_name cannot be {value}, the name of a pointer or folder in the output.",
                 "Choose another name.",
                 value,
             )

@@ -91,7 +91,7 @@ def translate_errors(path: Path, done: str = "written") -> Iterator[None]:
     except ValueError as error:
         # File functions raise ValueError only for a NUL or an unpaired surrogate in the path.
         raise UsageError(
-            f"The path can't be {done}: {error}.", "Use another path.", received=f"{str(path)!r}"
+            f"The path cannot be {done}: {error}.", "Use another path.", received=f"{str(path)!r}"
         ) from error
 
 
@@ -101,7 +101,7 @@ def _translated(error: OSError, path: Path, done: str) -> TrainerError:
         return DiskFullError(path, done, reason)
     if error.errno in _INVALID_PATH:
         return UsageError(
-            f"{path} can't be {done}.", "Check its permissions, or choose another location.", received=reason
+            f"{path} cannot be {done}.", "Check its permissions, or choose another location.", received=reason
         )
     return TemporaryError(f"{path} could not be {done}.", "Try again.", received=reason)
 
@@ -162,7 +162,7 @@ def append_line(path: Path, line: str) -> None:
     `line` contains a newline.
     """
     if "\n" in line:
-        raise ValueError(f"a line can't contain a newline: {line!r}")
+        raise ValueError(f"a line cannot contain a newline: {line!r}")
     with translate_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()

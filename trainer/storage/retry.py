@@ -115,7 +115,7 @@ def _translate_final(error: Exception, uri: str, done: str, reason: str) -> Trai
     """Translate an error that was not retried."""
     if isinstance(error, api.PreconditionFailed):
         return UsageError(
-            f"{uri} can't be {done}: a policy of the bucket forbids it.",
+            f"{uri} cannot be {done}: a policy of the bucket forbids it.",
             "Ask the owner of the bucket, or choose another location.",
             received=reason,
         )
@@ -123,13 +123,13 @@ def _translate_final(error: Exception, uri: str, done: str, reason: str) -> Trai
         return UsageError(f"The bucket or object {uri} does not exist.", "Check the name.", received=reason)
     if isinstance(error, api.Unauthorized):
         return UsageError(
-            f"{uri} can't be {done}: credentials are missing or invalid.",
+            f"{uri} cannot be {done}: credentials are missing or invalid.",
             "Log in with `gcloud auth application-default login`; in the cloud, check the service account.",
             received=reason,
         )
     if isinstance(error, api.Forbidden):
         return UsageError(
-            f"{uri} can't be {done}: the account has no permission.",
+            f"{uri} cannot be {done}: the account has no permission.",
             "Grant it a role on the bucket, such as roles/storage.objectUser.",
             received=reason,
         )
@@ -141,7 +141,7 @@ def _translate_final(error: Exception, uri: str, done: str, reason: str) -> Trai
             received=reason,
         )
     if isinstance(error, api.ClientError) and not isinstance(error, api.TooManyRequests):
-        return UsageError(f"{uri} can't be {done}.", "Check the name.", received=reason)
+        return UsageError(f"{uri} cannot be {done}.", "Check the name.", received=reason)
     return _failed_retries(uri, done, reason)
 
 

@@ -175,7 +175,7 @@ def split_uri(uri: str) -> tuple[str, str]:
         )
     if "@" in bucket or ":" in bucket:
         raise UsageError(
-            "The URI of a bucket can't contain a key.",
+            "The URI of a bucket cannot contain a key.",
             "Log in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a "
             "file with credentials.",
             received=f"{shown_address(uri)!r}",

@@ -32,7 +32,7 @@ _FILE_ERRNOS = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL)
 
 
 class DamagedError(Exception):
-    """A checkpoint that can't be read."""
+    """A checkpoint that cannot be read."""
 
 
 def take_snapshot(variables: Mapping[str, tf.Variable]) -> Arrays:

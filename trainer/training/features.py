@@ -142,7 +142,7 @@ def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cl
 class FeatureCache:
     """Cache of feature rows in files, in the order in which this process computes them.
 
-    If a file can't be written, caching is disabled and training continues.
+    If a file cannot be written, caching is disabled and training continues.
     """
 
     def __init__(self, folder: Path, progress: Progress) -> None:
@@ -193,7 +193,9 @@ class FeatureCache:
             yield
         except (TemporaryError, UsageError) as error:
             self._is_writable = False
-            self._progress.on_message(f"The features can't be cached; a restart computes them again. {error}")
+            self._progress.on_message(
+                f"The features cannot be cached; a restart computes them again. {error}"
+            )
 
 
 def _with_cache(cache: FeatureCache, compute: Callable[[Rows], Array], task: Task) -> Callable[[Rows], Array]:

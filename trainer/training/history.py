@@ -38,7 +38,7 @@ class EventLog:
             self.add(row)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one row and flush it. Raises TemporaryError if it can't be written."""
+        """Write one row and flush it. Raises TemporaryError if it cannot be written."""
         require_right(self.folder)
         try:
             self._write(row)

@@ -205,7 +205,7 @@ class PhaseWork:
     def _find_training_features(
         self, phase: Phase, is_stopped: Callable[[], bool]
     ) -> NDArray[np.float32] | None:
-        """Return the features of the training images, or None if the phase can't train on them."""
+        """Return the features of the training images, or None if the phase cannot train on them."""
         if self._features is None or not phase.is_frozen or self._spec.augment.changes_images:
             return None
         return self._compute_features(is_stopped)

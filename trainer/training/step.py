@@ -228,20 +228,20 @@ class TrainStep:
 
 
 def _uses_xla(spec: RunSpec, cluster: Cluster) -> bool:
-    """Return whether XLA compiles the step, which it can't with rotation or several replicas.
+    """Return whether XLA compiles the step, which it cannot with rotation or several replicas.
 
     Raises UsageError if the spec requires XLA with several replicas, or rotation on a TPU.
     """
     replicas = cluster.strategy.num_replicas_in_sync
     if spec.train.xla is True and replicas > 1:
         raise UsageError(
-            "XLA can't compile a step with several devices.",
+            "XLA cannot compile a step with several devices.",
             "Set train.xla to auto or false.",
             received=f"{replicas} devices",
         )
     if cluster.device_kind == "TPU" and spec.augment.rotate_degrees:
         raise UsageError(
-            "A TPU can't rotate images.",
+            "A TPU cannot rotate images.",
             "Set augment.rotate_degrees to 0.",
             received=f"{spec.augment.rotate_degrees:g}",
         )

@@ -143,7 +143,7 @@ def _parse(text: str, base: RunSpec) -> Parameter:
     if key in _FIXED_KEYS or key.startswith("publish."):
         reason = _FIXED_KEYS.get(key, "it does not change what is trained")
         raise UsageError(
-            f"{key} can't be searched: {reason}.", "Set it once for the whole study.", shown_repr(text)
+            f"{key} cannot be searched: {reason}.", "Set it once for the whole study.", shown_repr(text)
         )
     if (numbers := _RANGE.fullmatch(values)) is not None:
         return _range(key, values, numbers, base)
@@ -166,7 +166,7 @@ def _require_no_weights_file(key: str, value: Any, text: str) -> None:
         return
     if weights not in (DEFAULT_WEIGHTS, NO_WEIGHTS):
         raise UsageError(
-            "A weights file can't be searched.",
+            "A weights file cannot be searched.",
             "Set it for the whole study with --set model.weights=FILE, and run one study per file.",
             received=shown_repr(text),
         )

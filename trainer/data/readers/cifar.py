@@ -88,7 +88,7 @@ def _read_class_names(path: Path) -> list[str]:
         return []
     except OSError as error:
         raise DataError(
-            "A file with class names can't be read.",
+            "A file with class names cannot be read.",
             "Check its permissions.",
             received=f"{printable(str(path))} ({error.strerror})",
         ) from error
@@ -101,7 +101,7 @@ def _read_labels(path: Path, kind: _Kind) -> list[int]:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
-            "A file can't be read.",
+            "A file cannot be read.",
             "Check its permissions.",
             received=f"{printable(str(path))} ({error.strerror})",
         ) from error

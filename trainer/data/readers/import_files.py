@@ -357,7 +357,7 @@ def _read_rows(
     else:
         columns = _choose_columns(table, lookup, is_multi)
         if isinstance(columns, str):
-            raise DataError(f"A table can't be used: {columns}.", received=printable(str(table.path)))
+            raise DataError(f"A table cannot be used: {columns}.", received=printable(str(table.path)))
         is_cell = not columns.are_marks
         read_row = read_multi_label_row if is_multi else read_single_label_row
         rows = [(line, read_row(table, columns, line, cells, split)) for line, cells in table.rows]

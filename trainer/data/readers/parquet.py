@@ -115,7 +115,7 @@ def _find_extracted(path: Path, extraction: Extraction) -> Path:
         status = path.stat()
     except OSError as error:
         raise DataError(
-            f"A Parquet file can't be read: {error.strerror}.",
+            f"A Parquet file cannot be read: {error.strerror}.",
             "Check its path and its permissions.",
             received=printable(str(path)),
         ) from None
@@ -180,7 +180,7 @@ def _read_rows(path: Path, progress: Progress) -> Iterator[tuple[bytes | None, s
                 task.finish()
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            "A Parquet file can't be read: it is damaged or incomplete.",
+            "A Parquet file cannot be read: it is damaged or incomplete.",
             "Download it again.",
             received=f"{printable(str(path))} ({printable(str(error))[:200]})",
         ) from error

@@ -143,7 +143,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _folder_error(folder: Path, error: OSError) -> DataError:
     return DataError(
-        "A folder can't be read.",
+        "A folder cannot be read.",
         "Check its path and its permissions.",
         received=f"{printable(str(folder))} ({error.strerror})",
     )
@@ -229,7 +229,7 @@ def find_rejection(path: Path, name: str) -> Rejection | None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        reason = "broken symbolic link" if path.is_symlink() else f"can't be read: {error.strerror}"
+        reason = "broken symbolic link" if path.is_symlink() else f"cannot be read: {error.strerror}"
         return Rejection(name, reason)
     if not stat.S_ISREG(mode):
         return Rejection(name, "not a regular file", damaged=False)
@@ -265,7 +265,7 @@ def read_label_names(path: Path) -> dict[int, str]:
         return {}
     except OSError as error:
         raise DataError(
-            f"{path.name} can't be read.",
+            f"{path.name} cannot be read.",
             "Check its permissions.",
             received=f"{printable(str(path.parent))} ({error.strerror})",
         ) from error

@@ -252,7 +252,7 @@ def detect_encoding(path: Path) -> str:
 def read_error(path: Path, error: Exception) -> DataError:
     """Return the error for a file that is not valid text."""
     return DataError(
-        "A table of images can't be read.",
+        "A table of images cannot be read.",
         "Save it as UTF-8 text.",
         received=f"{printable(str(path))} ({error})",
     )

@@ -245,7 +245,7 @@ def _read_records(path: Path) -> Iterator[_Record]:
                 index += 1
     except OSError as error:
         raise DataError(
-            "A file can't be read.",
+            "A file cannot be read.",
             "Check its permissions.",
             received=f"{printable(str(path))} ({error.strerror})",
         ) from error

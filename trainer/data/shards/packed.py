@@ -118,7 +118,7 @@ class ShardCache:
                 continue
             except OSError as error:
                 raise DataError(
-                    f"A shard can't be read: {error.strerror}.", "Check the disk.", received=path
+                    f"A shard cannot be read: {error.strerror}.", "Check the disk.", received=path
                 ) from None
             return data
         raise DataError(

@@ -164,7 +164,7 @@ def _read_unchanged(item: Item, content: str) -> bytes:
     try:
         data = item.read()
     except OSError as error:
-        data, reason = b"", f"can't be read: {error.strerror}"
+        data, reason = b"", f"cannot be read: {error.strerror}"
     else:
         reason = "its bytes have changed"
     if hashlib.sha256(data).hexdigest() != content:
