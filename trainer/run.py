@@ -293,9 +293,10 @@ def _require_classes(spec: RunSpec, dataset: Dataset) -> None:
 
 def _describe(spec: RunSpec, learner: Learner) -> str:
     weights = learner.model.count_params()
+    epochs = f"{spec.train.epochs} {'epoch' if spec.train.epochs == 1 else 'epochs'}"
     return (
         f"{spec.model.family}, {weights:,} weights, {format_size(spec.data.image_size)}, "
-        f"{learner.precision}; {spec.train.epochs} epochs of {learner.steps_per_epoch} steps"
+        f"{learner.precision}; {epochs} of {learner.steps_per_epoch} steps"
     )
 
 

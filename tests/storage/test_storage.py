@@ -155,8 +155,9 @@ def test_folder_without_write_permission_is_a_usage_error(locked_folder: Path) -
 @pytest.mark.parametrize("below", ["file", "file/below", "bad\0name", "x" * 300])
 def test_path_that_cannot_be_a_folder_is_a_usage_error(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(UsageError, match=r"cannot be written|not a path"):
+    with pytest.raises(UsageError, match=r"cannot be written|not a path") as raised:
         prepare_folder(tmp_path / below)
+    assert ("A file has the name of a folder" in str(raised.value)) == below.startswith("file")
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "kept"
 

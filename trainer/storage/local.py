@@ -61,6 +61,7 @@ _INVALID_PATH = {
     errno.EINVAL,
     errno.ENOTEMPTY,
 }
+_OCCUPIED = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _CHUNK_BYTES = 1 << 20
 ANYONE, OWNER = 0o666, 0o600
 """File modes, before the umask: the default, and that of a file with a secret."""
@@ -100,9 +101,10 @@ def _translated(error: OSError, path: Path, done: str) -> TrainerError:
     if error.errno in FULL:
         return DiskFullError(path, done, reason)
     if error.errno in _INVALID_PATH:
-        return UsageError(
-            f"{path} cannot be {done}.", "Check its permissions, or choose another location.", received=reason
-        )
+        remedy = "Check its permissions, or choose another location."
+        if error.errno in _OCCUPIED:
+            remedy = "A file has the name of a folder, or a folder that of a file. Choose another location."
+        return UsageError(f"{path} cannot be {done}.", remedy, received=reason)
     return TemporaryError(f"{path} could not be {done}.", "Try again.", received=reason)
 
 
