@@ -7,6 +7,7 @@ against the table `EXIT_CODES`, which is derived from the classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -121,3 +122,13 @@ def error_of(exit_code: int, message: str) -> TrainerError:
     """Return an error with the class of `exit_code`, or a plain TrainerError if no class has it."""
     kind = _KINDS.get(exit_code, TrainerError)
     return (kind if exit_code else TrainerError)(message)
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and its causes; the libraries nest exceptions up to four deep."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -146,6 +146,8 @@ def test_missing_project_or_region_is_reported(cloud: Cloud) -> None:
     assert "--project says" in cloud.refused(*SUBMIT, "--yes", where=endpoint)
     nobody = ["--project", PROJECT, "--region", REGION, "--endpoint", "http://127.0.0.1:9"]
     assert "cannot be reached" in cloud.refused(*SUBMIT, "--yes", where=nobody, code=75)
+    unknown = ["--project", PROJECT, "--region", REGION, "--endpoint", "http://no-such-host.invalid"]
+    assert "The host name does not exist" in cloud.refused(*SUBMIT, "--yes", where=unknown)
     assert "does not offer this accelerator" in cloud.refused(*SUBMIT, "--accelerator", "tpu-v6e", "--yes")
     assert "not both" in cloud.refused(*SUBMIT, "--spot", "--flex-start", "--yes")
     assert "There is no job of this name" in cloud.refused("status", "vertex", "cats")

@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError, LocationValueError
+from urllib3.exceptions import HTTPError, LocationValueError, ReadTimeoutError
 
 from trainer import __version__
-from trainer.errors import DataError, TrainerError, UsageError
+from trainer.errors import DataError, TrainerError, UsageError, causes_of
 from trainer.sanitize import shown_address, without_secrets
 from trainer.storage.proxies import require_proxy
 
@@ -166,7 +166,8 @@ def _connection_error(error: Exception, url: str) -> TrainerError | RetryableErr
     if cause and cause.library in ("X509", "PEM"):
         return _bad_bundle(cause)
     host = urlsplit(url).hostname
-    if isinstance(error, requests.exceptions.Timeout) or "timed out" in str(error):
+    timeouts = (requests.exceptions.Timeout, ReadTimeoutError, TimeoutError)
+    if any(isinstance(cause, timeouts) for cause in causes_of(error)):
         return RetryableError(f"{host} did not respond in time")
     inner = _innermost(error)
     reason = without_secrets(str(getattr(inner, "strerror", None) or inner), [url])
@@ -174,21 +175,11 @@ def _connection_error(error: Exception, url: str) -> TrainerError | RetryableErr
 
 
 def _tls_failure(error: BaseException) -> ssl.SSLError | None:
-    return next((cause for cause in _chain(error) if isinstance(cause, ssl.SSLError)), None)
+    return next((cause for cause in causes_of(error) if isinstance(cause, ssl.SSLError)), None)
 
 
 def _innermost(error: BaseException) -> BaseException:
-    return list(_chain(error))[-1]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and its causes; the libraries nest exceptions up to four deep."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    return list(causes_of(error))[-1]
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -5,13 +5,14 @@ Request and response bodies are JSON. An error response becomes an exception wit
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
-from trainer.errors import TemporaryError, UsageError
+from trainer.errors import TemporaryError, UsageError, causes_of
 from trainer.launch.responses import Response, ResponseError, read_response
 
 _SERVICE = "Google Cloud"
@@ -102,7 +103,7 @@ class Google:
         except GoogleAuthError as error:
             raise UsageError(*_ERRORS[401], f"{str(error)[:200]}") from None
         except requests.RequestException as error:
-            if "NameResolutionError" in str(error):
+            if any(isinstance(cause, socket.gaierror) for cause in causes_of(error)):
                 raise UsageError(
                     "The host name does not exist.",
                     "Check the name of the region, and that this machine has a network connection.",
