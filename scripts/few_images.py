@@ -74,7 +74,8 @@ def compute_features(data: str, settings: list[str]) -> tuple[Any, Any]:
         features = build_features(spec, model, dataset, cluster, cache_folder(), console)
         if features is None:
             raise SystemExit("The recipe auto does not use frozen features for this data.")
-        return tuple((features.of(split), split.labels) for split in (dataset.train, dataset.held_out))
+        train, held_out = dataset.train, dataset.held_out
+        return (features.of(train), train.labels), (features.of(held_out), held_out.labels)
 
 
 def measure_draw(train: Any, held_out: Any, count: int, seed: int) -> float:

@@ -195,6 +195,17 @@ def test_only_the_spec_of_a_run_contains_the_secret_and_only_its_owner_can_read_
         os.umask(previous)
 
 
+def test_errors_of_a_spec_with_a_url_still_name_the_key_and_no_part_of_a_password() -> None:
+    repeated = "data: {source: 'https://h/x?sig=1'}\ntrain: {}\ntrain: {}\n"
+    assert "duplicate key 'train'" in error_of(lambda: parse_mapping(repeated, "spec.yaml"))
+    split = f"a: https://ann:x\ny\n{SECRET}@h: b: [\n"
+    assert SECRET not in error_of(lambda: parse_mapping(split, "spec.yaml"))
+
+
+def test_query_with_a_colon_and_an_address_does_not_hide_the_file() -> None:
+    assert shown_address("https://host/a.zip?t=1:2&to=x@y") == "https://host/a.zip?..."
+
+
 def test_url_with_a_new_signature_refers_to_the_same_data() -> None:
     first, renewed, other = (
         load_spec(overrides={"data.source": f"https://{rest}"})

@@ -116,7 +116,7 @@ def _shown_rest(rest: str, is_object: bool) -> str | None:
     host = parts.netloc.rpartition("@")[2]
     port = host.rpartition("]")[2].partition(":")[2]
     # An unescaped slash, ? or # in a password ends the host, and the rest looks like a path.
-    has_credentials = ":" in rest.rpartition("@")[0] or "@" in parts.netloc
+    has_credentials = ":" in re.split("[?#]", rest.rpartition("@")[0])[0] or "@" in parts.netloc
     is_cut = has_credentials and "@" in f"{parts.path}{parts.query}{parts.fragment}"
     if is_cut or port.strip("0123456789"):
         return None

@@ -96,8 +96,9 @@ def _train(spec: RunSpec, folder: Path, seconds: float) -> tuple[_Watch, list[fl
     steps = steps_per_epoch(len(dataset.train.labels), spec.train.global_batch_size)
     learner = build_learner(spec, len(dataset.class_names), steps, cluster)
     watch = _Watch(seconds)
-    with _TimedCheckpointer(folder / "run" / "checkpoints") as checkpointer, suppress(StoppedError):
-        checkpointer.began = []
+    checkpointer = _TimedCheckpointer(folder / "run" / "checkpoints")
+    checkpointer.began = []
+    with checkpointer, suppress(StoppedError):
         train(learner, dataset, spec, cluster, checkpointer, watch, dict, watch.is_over)
     sizes = [path.stat().st_size for path in (folder / "run" / "checkpoints").glob("step-*.npz")]
     return watch, checkpointer.began, max(sizes)

@@ -81,7 +81,7 @@ def _run(output: str, name: str, folder: Path, rng: random.Random) -> None:
     with AsyncCheckpointer(folder / "checkpoints", mirror.sync) as checkpointer:
         for step in (1, 2, 3):
             variables = {"weights": _Value(np.frombuffer(rng.randbytes(80_000), np.uint8))}
-            checkpointer.save(step, variables, {"at": step}, whole_epoch=True)  # type: ignore[arg-type]
+            checkpointer.save(step, variables, {"at": step}, whole_epoch=True)
         checkpointer.flush()
     mirror.sync()
     publish(store, name, folder)

@@ -79,7 +79,7 @@ def _move_pointer(store: Store, turn: int, barrier: Barrier) -> bool:
 def _take_run(store: Store, turn: int, barrier: Barrier) -> bool:
     """Take a lease that is free or, in every other race, was left by a dead process."""
     if barrier.wait() == 0 and turn % 2:
-        stale = leases._me() | {"process_started": "0"}  # same process ID, another process
+        stale = leases.describe_self() | {"process_started": "0"}  # same process ID, another process
         store.create(f".run-{turn}.lease", json.dumps(stale).encode())
     barrier.wait()
     try:

@@ -93,7 +93,7 @@ def _downloads(target: Path, names: list[str], kind: str) -> dict[str, Transfer]
     return variants
 
 
-def _variants(transfer: Callable[..., object], names: list[str], kind: str) -> dict[str, Transfer]:
+def _variants(transfer: Callable[..., None], names: list[str], kind: str) -> dict[str, Transfer]:
     bucket = Client().bucket(BUCKET)
     return {
         f"{workers} {worker_type}": partial(

@@ -108,7 +108,8 @@ def measure(times: int) -> Measured:
                 process.kill()
                 process.wait()
     link = {int(size): value for size, value in sums["link"].items()}
-    return Measured(**{**sums, "link": link}, **seconds)
+    values: dict[str, Any] = {**sums, "link": link, **seconds}
+    return Measured(**values)
 
 
 def _make_images(folder: Path) -> Path:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,7 @@ def measure_all_reduces(learner: Any, dataset: Any, spec: Any, cluster: Any) -> 
     durations: dict[Any, list[float]] = {whole: [], bare: []}
     for turn in range(_PAIRS):
         for train_step in (whole, bare) if turn % 2 else (bare, whole):
-            durations[train_step] += [
-                _seconds(lambda train_step=train_step, block=block: train_step.run(block, view))
-                for block in blocks
-            ]
+            durations[train_step] += [_seconds(partial(train_step.run, block, view)) for block in blocks]
     all_bare = [
         json.loads(message) for message in cluster.group.all_gather(json.dumps(durations[bare]).encode())
     ]

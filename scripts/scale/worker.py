@@ -39,7 +39,7 @@ def _note_variables(notes: Path) -> None:
     """Patch `train` to append the digests of this process's variables at the end, one per replica."""
     import trainer.run as module
 
-    train: Callable[..., Any] = module.train
+    train: Callable[..., Any] = vars(module)["train"]
 
     def logged(learner: Any, dataset: Any, spec: Any, cluster: Any, *rest: Any) -> Any:
         result = train(learner, dataset, spec, cluster, *rest)
@@ -53,7 +53,7 @@ def _note_variables(notes: Path) -> None:
         _append(notes, [{"digests": digests}])
         return result
 
-    module.train = logged
+    vars(module)["train"] = logged
 
 
 def _use_all_logical_cpus() -> None:

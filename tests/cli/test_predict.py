@@ -14,7 +14,7 @@ from helpers.published_model import CLASSES, export, publish_run
 from PIL import Image
 
 from trainer.cli.app import cli
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError, TemporaryError, UsageError
 from trainer.storage import open_store
 from trainer.storage.folder import FolderStore
 
@@ -67,6 +67,11 @@ def test_predict_continues_after_a_source_that_can_not_be_downloaded(
     assert f"{missing}: " in done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == [good, str(picture)]
     assert "1 of 3 images" in str(done.exception)
+    nobody = "https://127.0.0.1:9/cat.png"
+    done = CliRunner().invoke(cli, ["predict", run, nobody, str(picture)])
+    assert isinstance(done.exception, TemporaryError)
+    assert "1 of 2 images" in str(done.exception)
+    assert len(done.stdout.splitlines()) == 1
     alone = CliRunner().invoke(cli, ["predict", run, missing, missing])
     assert isinstance(alone.exception, DataError)
     assert "404" in str(alone.exception)

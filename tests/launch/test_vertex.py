@@ -258,7 +258,7 @@ def follow_to_the_end(cloud: Cloud, output: str) -> None:
     "text",
     [
         "cpu", "nvidia-tesla-t4:2", "nvidia-l4", "nvidia-tesla-a100", "nvidia-a100-80gb",
-        "nvidia-h100-80gb:8", "nvidia-h200-141gb", "tpu-v5e:2x4",
+        "nvidia-h100-80gb:8", "nvidia-h200-141gb", "nvidia-b200:8", "nvidia-rtx-pro-6000", "tpu-v5e:2x4",
     ],
 )  # fmt: skip
 def test_accelerators_exist_on_vertex_ai(text: str) -> None:

@@ -59,13 +59,41 @@ def test_auto_chooses_a_probe_for_photos_and_fine_tuning_for_small_images() -> N
     assert chosen("auto", small) == probe | {"epochs": 10, "size": 128}
     assert chosen("best", small)["epochs"] == 28
     assert chosen("best", PHOTOS) == probe | {"epochs": 5}
-    for settings in ({"train.epochs": 1}, {"train.finetune.folds": 3}):
+    for settings in ({"train.epochs": 1}, {"train.finetune.probe": "steps"}, {"train.finetune": None}):
         assert chosen("best", replace(PHOTOS, user_settings=settings)) == probe
-    phases = choose("best", replace(PHOTOS, user_settings={"train.epochs": 9})).settings["train"]["finetune"]
-    assert (phases["frozen_epochs"], phases["last_stage_epochs"]) == (1, 8)
     held_out = choose("auto", replace(small, held_out=10_000)).settings["train"]["validate_every_epochs"]
     assert held_out == 2  # keeps validation shorter than training
     assert chosen("auto", replace(PHOTOS, side=None)) == probe
+
+
+@pytest.mark.parametrize(
+    ("settings", "phases", "reason"),
+    [
+        ((), (1, 4, 0), "epochs: 4 of its last stage"),
+        (("train.epochs=9",), (1, 8, 0), "epochs: 8 of its last stage"),
+        (("train.finetune.last_stage_epochs=2",), (1, 2, 0), "epochs: 2 of its last stage"),
+        (("train.finetune.layer_decay=0.9",), (1, 4, 0), "epochs: 4 of its last stage"),
+        (
+            ("train.epochs=9", "train.finetune.last_stage_epochs=2"),
+            (1, 2, 6),
+            "epochs: 2 of its last stage, 6 of all weights",
+        ),
+    ],
+)
+def test_best_finetunes_the_last_stage_on_photos(
+    settings: tuple[str, ...], phases: tuple[int, int, int], reason: str
+) -> None:
+    spec, reasons = resolved(*settings, goal="best")
+    finetune = spec.finetune
+    assert finetune is not None
+    whole = spec.train.epochs - finetune.frozen_epochs - finetune.last_stage_epochs
+    assert (finetune.frozen_epochs, finetune.last_stage_epochs, whole) == phases
+    assert reasons["training"].endswith(reason)
+
+
+def test_last_stage_is_finetuned_for_fewer_epochs_on_very_many_photos() -> None:
+    assert chosen("best", replace(PHOTOS, images=200_000))["epochs"] == 3
+    assert chosen("best", replace(PHOTOS, images=2_000_000))["epochs"] == 2
 
 
 def test_head_is_trained_in_steps_for_very_many_images() -> None:
@@ -95,10 +123,10 @@ def test_choice_is_explained_in_few_lines() -> None:
             assert choice.reasons[0] == ("data", f"3,000 images in 2 classes, about {facts.side} px")
 
 
-def resolved(*settings: str, facts: Facts = PHOTOS) -> tuple[RunSpec, dict[str, str]]:
-    """Return the spec that auto makes of `settings`, and its reasons."""
-    spec = load_spec(recipe="auto", settings=settings)
-    choice = choose("auto", replace(facts, user_settings=explicit_settings(spec)))
+def resolved(*settings: str, facts: Facts = PHOTOS, goal: Goal = "auto") -> tuple[RunSpec, dict[str, str]]:
+    """Return the spec that the recipe of `goal` makes of `settings`, and its reasons."""
+    spec = load_spec(recipe=goal, settings=settings)
+    choice = choose(goal, replace(facts, user_settings=explicit_settings(spec)))
     return with_choices(spec, choice.settings), dict(choice.reasons)
 
 

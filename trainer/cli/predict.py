@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from trainer.data.items import Rejection
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError, TemporaryError, TrainerError, UsageError
 from trainer.sanitize import printable, printable_lines, shown_address, spreadsheet_cell, without_secrets
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def predict_command(
     options = options or PredictOptions()
     target = _csv_file(options)
     unusable: list[Rejection] = []
+    failures: list[TrainerError] = []
     with Console(_LOG_SECONDS, stderr=True) as console:
-        sources = _local_sources(images, cache_dir, console, unusable)
+        sources = _local_sources(images, cache_dir, console, failures)
         paths, left_out = find_pictures([source for source, _ in sources])
         model = load_model(local_model(model_uri, cache_dir, console), options.trust)
     names = {path: _shown_name(path, sources) for path in paths}
     converted: Counter[str] = Counter()
-    failed_sources = len(unusable)
 
     def answers() -> Iterator[Answer]:
         for path, result in classify_files(model, paths, lambda name: converted.update([name])):
@@ -98,30 +98,38 @@ def predict_command(
     links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
-    _require_usable(unusable, len(paths) + failed_sources)
+    _require_usable(len(unusable), failures, len(paths))
 
 
-def _require_usable(unusable: Sequence[Rejection], count: int) -> None:
-    if unusable:
-        raise DataError(f"{len(unusable)} of {count} images cannot be used.", "See the lines above.")
+def _require_usable(unusable: int, failures: Sequence[TrainerError], images: int) -> None:
+    """Raise DataError for unusable images and sources, TemporaryError if only servers were unreachable."""
+    if not unusable and not failures:
+        return
+    is_temporary = not unusable and all(isinstance(failure, TemporaryError) for failure in failures)
+    count = unusable + len(failures)
+    raise (TemporaryError if is_temporary else DataError)(
+        f"{count} of {images + len(failures)} images cannot be used.", "See the lines above."
+    )
 
 
 def _local_sources(
-    images: Sequence[str], cache_dir: Path, console: Console, unusable: list[Rejection]
+    images: Sequence[str], cache_dir: Path, console: Console, failures: list[TrainerError]
 ) -> list[tuple[Path, str]]:
-    """Return (local path, URI) of each source; one that cannot be used is printed and added to `unusable`.
+    """Return (local path, URI) of each source; errors are printed and added to `failures`.
 
-    Raises the DataError of the last source if none can be used.
+    Raises the error of the last source if all fail.
     """
+    from trainer.data.download import UnreachableError
+
     sources = []
     for uri in images:
         try:
             sources.append((local_images(uri, cache_dir, console), uri))
-        except DataError as error:
-            if not sources and len(unusable) == len(images) - 1:
+        except (DataError, UnreachableError) as error:
+            failures.append(error)
+            if len(failures) == len(images):
                 raise
             console.on_message(f"{printable(shown_address(uri))}: {error}")
-            unusable.append(Rejection(shown_address(uri), str(error)))
     return sources
 
 

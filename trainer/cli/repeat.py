@@ -18,7 +18,15 @@ import click
 
 from trainer.cli.compare import print_comparison, read_runs
 from trainer.cli.options import SpecCommand, examples, repeat_options
-from trainer.errors import DataError, TrainerError, UsageError, error_of
+from trainer.errors import (
+    DataError,
+    OutOfMemoryError,
+    StoppedError,
+    TemporaryError,
+    TrainerError,
+    UsageError,
+    error_of,
+)
 from trainer.shutdown import GracefulShutdown
 
 if TYPE_CHECKING:
@@ -26,7 +34,9 @@ if TYPE_CHECKING:
     from trainer.spec import RunSpec
 
 _RESUME = "Run the same command to resume"
-_REMEDIES = dict.fromkeys((1, 137, 143), f"{_RESUME}.") | {75: f"{_RESUME} when the cause above is fixed."}
+_REMEDIES = dict.fromkeys(
+    (TrainerError.exit_code, OutOfMemoryError.exit_code, StoppedError.exit_code), f"{_RESUME}."
+) | {TemporaryError.exit_code: f"{_RESUME} when the cause above is fixed."}
 """Remedy for each exit code from which a restart can recover."""
 _SIGNALLED = 128
 _PR_SET_PDEATHSIG = 1
@@ -146,7 +156,7 @@ def error_of_run(name: str, code: int) -> TrainerError:
     return error_of(code, f"The run {name} did not finish. {remedy} Received: exit code {code}")
 
 
-_MOST_SEED = 2**31
+_SEED_LIMIT = 2**31
 _DIGITS = 6
 
 
@@ -178,7 +188,7 @@ def repeat(times: int, seeds: str | None, as_json: bool, **options: Any) -> None
     shutdown = GracefulShutdown(spec.train.grace_seconds + 5)
     shutdown.install()
     spec = with_start(spec, find_common_start(spec, "the seed"))
-    numbers = _seeds(seeds, times, spec.seed)
+    numbers = _parse_seeds(seeds, times, spec.seed)
     base = spec.run_name or f"{spec.recipe or 'run'}-{_identity(spec)}"
     specs = [_with_seed(spec, f"{base}-seed-{number}", number) for number in numbers]
     for seeded in specs:
@@ -204,15 +214,15 @@ def _identity(spec: RunSpec) -> str:
     return spec_digest(spec.model_copy(update={"seed": 0, "run_name": None}))[:_DIGITS]
 
 
-def _seeds(text: str | None, times: int, first: int) -> list[int]:
+def _parse_seeds(text: str | None, times: int, first: int) -> list[int]:
     if text is None:
         return list(range(first, first + times))
     words = text.split(",")
     seeds = [int(word) for word in words if re.fullmatch(r" *[0-9]{1,10} *", word)]
     is_distinct = len(set(seeds)) == len(words) >= 2
-    if not is_distinct or max(seeds) >= _MOST_SEED:
+    if not is_distinct or max(seeds) >= _SEED_LIMIT:
         raise UsageError(
-            "--seeds requires at least two distinct non-negative integers.",
+            "--seeds requires at least two distinct integers from 0 to 2147483647.",
             "Separate them with commas, as in 1,2,3.",
             received=f"{text!r}",
         )

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from trainer.errors import DataError, TemporaryError, TrainerError
+from trainer.errors import DataError, TemporaryError, TrainerError, causes_of
 
 CHUNK_BYTES = 1 << 18
 DAMAGE = (
@@ -74,12 +74,8 @@ def _failure_behind(error: BaseException) -> OSError | None:
 
     `zipfile` and `tarfile` replace some I/O errors by their own exceptions.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno not in _NUMBERS_OF_DAMAGE:
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
+    failures = (cause for cause in causes_of(error) if isinstance(cause, OSError))
+    return next((failure for failure in failures if failure.errno not in _NUMBERS_OF_DAMAGE), None)
 
 
 def read_error(source: object, error: OSError) -> TrainerError:

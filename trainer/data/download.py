@@ -1,4 +1,4 @@
-"""Cached and resumable https downloads.
+"""Cached https downloads, resumed after a failure.
 
 A downloaded file matches its checksum or, without a checksum, is the current version on the server. Each URL
 has its own folder in the cache, which is locked by one process at a time.

@@ -117,7 +117,8 @@ def held_out_counts(sizes: Mapping[str, int], fraction: float) -> dict[str, int]
     """Return the number of held-out images of each class, by the sizes of the classes.
 
     Each is `fraction` of the class, rounded down or up, so that classes of equal size differ by at most one
-    and the total is `fraction` of all, rounded. A class of two or more images has at least one on each side.
+    and the total is `fraction` of all, rounded. Then a class of two or more images gets at least one on each
+    side, which can change the total, and a class of one image holds out none.
     """
     quotas = {label: fraction * size for label, size in sizes.items()}
     counts = {label: math.floor(quota) for label, quota in quotas.items()}

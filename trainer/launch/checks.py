@@ -1,7 +1,7 @@
-"""Preflight checks of what a job needs: bucket, image, engine, output folder, cluster and project.
+"""Preflight checks of what a job needs: bucket, image, engine, output, cluster, project and quotas.
 
-Each check returns a `Check`, with a remedy if something is wrong. What cannot be verified from this machine
-is "unknown" and not an error, as the job has permissions of its own.
+Each check returns or yields `Check`s, with a remedy if something is wrong. What cannot be verified from
+this machine is "unknown" and not an error, as the job has permissions of its own.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from trainer.storage.store import GS, split_uri
 
 WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
 READING = ("storage.objects.get", "storage.objects.list")
-_BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
-_SHOWN = 200
+_BUCKET_NAME = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+_MOST_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def unknown(name: str, error: TrainerError) -> Check:
 
 def _finding_of(error: TrainerError) -> str:
     received = "" if error.received is None else f" ({error.received})"
-    return f"{error.problem.rstrip('.')}{received}"[:_SHOWN]
+    return f"{error.problem.rstrip('.')}{received}"[:_MOST_SHOWN]
 
 
 def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequence[str] = WRITING) -> Check:
@@ -86,7 +86,7 @@ def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequenc
     """
     bucket, _ = split_uri(uri)
     name = f"bucket {bucket}"
-    if not re.fullmatch(_BUCKET, bucket):
+    if not re.fullmatch(_BUCKET_NAME, bucket):
         return Check(
             name, "wrong", f"the bucket name {bucket!r} is invalid",
             "Use lowercase letters, digits, hyphens, underscores and dots.",
@@ -137,7 +137,7 @@ class _EngineImage(EngineResponse):
     size: StrictInt
 
 
-class _Info(EngineResponse):
+class _EngineInfo(EngineResponse):
     runtimes: dict[str, Any] | None = None
 
 
@@ -158,13 +158,16 @@ def check_registry_image(image: str, client: Engine | None) -> Check:
     if "manifest unknown" in message:
         return _missing_image(image, message)
     return Check(
-        name, "unknown", message[:_SHOWN], "Log in to the registry with `docker login`, if it requires it."
+        name,
+        "unknown",
+        message[:_MOST_SHOWN],
+        "Log in to the registry with `docker login`, if it requires it.",
     )
 
 
 def _missing_image(image: str, message: str) -> Check:
     return Check(
-        "image", "wrong", f"the registry does not have the image {image} ({message[:_SHOWN]})",
+        "image", "wrong", f"the registry does not have the image {image} ({message[:_MOST_SHOWN]})",
         "Push it with `trainer image push`, or choose another with --image.",
     )  # fmt: skip
 
@@ -186,7 +189,7 @@ def check_engine_image(image: str, client: Engine) -> Check:
             response = read_response(_EngineImage, client.inspect_image(image), SERVICE)
     except NotFound as error:
         return Check(
-            "image", "wrong", f"the Docker engine does not have {image} ({engine_message(error)[:_SHOWN]})",
+            "image", "wrong", f"the Docker engine does not have {image} ({engine_message(error)[:_MOST_SHOWN]})",
             "Build it with `trainer image build`, pull it with `docker pull`, or choose another: --image.",
         )  # fmt: skip
     except TrainerError as error:
@@ -201,7 +204,7 @@ def check_engine_accelerator(accelerator: Accelerator, client: Engine) -> Check:
         return Check(name, "ok", "none required")
     try:
         with translate_engine_errors():
-            info = read_response(_Info, client.info(), SERVICE)
+            info = read_response(_EngineInfo, client.info(), SERVICE)
     except TrainerError as error:
         return unknown(name, error)
     if accelerator.kind == "gpu" and "nvidia" in (info.get("Runtimes") or {}):
@@ -220,7 +223,7 @@ def check_folder(output: Path) -> Check:
     return Check("output", "wrong", f"{existing} is not writable", "Choose another folder with --output.")
 
 
-_PERMISSIONS = (
+_CLUSTER_PERMISSIONS = (
     *((verb, kind) for kind in (JOBS, CRON_JOBS) for verb in ("create", "get", "list", "delete")),
     ("create", "services"), ("get", "services"), ("delete", "services"), *ACCESS_RIGHTS,
     ("list", "pods"), ("get", "pods/log"), ("list", "events"),
@@ -248,7 +251,7 @@ def check_cluster(
     try:
         remedy = f"{CREATE_NAMESPACE} Name another service account with --service-account."
         yield _check_object(kubectl, "serviceaccounts", account, remedy)
-        yield _check_permissions(kubectl)
+        yield _check_cluster_permissions(kubectl)
         if queue is not None:
             yield check_queue(kubectl, queue)
         if accelerator.kind != "cpu" and is_gke:
@@ -311,15 +314,15 @@ def _unreadable(name: str, permission: str, error: KubectlError) -> Check:
     return unknown(name, error)
 
 
-def _check_permissions(kubectl: Kubectl) -> Check:
+def _check_cluster_permissions(kubectl: Kubectl) -> Check:
     name = "permissions"
     try:
-        allowed = kubectl.allowed(_PERMISSIONS)
+        allowed = kubectl.allowed(_CLUSTER_PERMISSIONS)
     except KubectlError as error:
         return _unreadable(name, "create selfsubjectaccessreviews.authorization.k8s.io", error)
     missing = [
         " ".join(permission)
-        for permission, is_allowed in zip(_PERMISSIONS, allowed, strict=True)
+        for permission, is_allowed in zip(_CLUSTER_PERMISSIONS, allowed, strict=True)
         if not is_allowed
     ]
     if not missing:
@@ -345,8 +348,8 @@ def _check_nodes(kubectl: Kubectl, accelerator: Accelerator) -> Check:
     )  # fmt: skip
 
 
-_SERVICES = ("aiplatform", "cloudscheduler", "logging")
-_GOOGLE_PERMISSIONS = (
+_APIS = ("aiplatform", "cloudscheduler", "logging")
+_PROJECT_PERMISSIONS = (
     "aiplatform.customJobs.create", "aiplatform.customJobs.get", "aiplatform.customJobs.list",
     "aiplatform.customJobs.cancel", "logging.logEntries.list",
 )  # fmt: skip
@@ -355,7 +358,7 @@ _ALL_REGIONS = "GPUS_ALL_REGIONS"
 _ACT_AS = "iam.serviceAccounts.actAs"
 
 
-class _Service(Response):
+class _Api(Response):
     state: str = ""
 
 
@@ -364,43 +367,43 @@ def _require_int(value: str | int) -> str | int:
     return value
 
 
-class _QuotaBucket(Response):
+class _VertexQuotaBucket(Response):
     effective_limit: Annotated[str | int, AfterValidator(_require_int)] = 0
     dimensions: dict[str, str] = Field(default_factory=dict)
 
 
-class _QuotaLimit(Response):
-    quota_buckets: tuple[_QuotaBucket, ...] = ()
+class _VertexQuotaLimit(Response):
+    quota_buckets: tuple[_VertexQuotaBucket, ...] = ()
 
 
-class _QuotaMetric(Response):
-    consumer_quota_limits: tuple[_QuotaLimit, ...] = ()
+class _VertexQuotaMetric(Response):
+    consumer_quota_limits: tuple[_VertexQuotaLimit, ...] = ()
 
 
-class _Quota(Response):
+class _ComputeQuota(Response):
     metric: str = ""
     limit: StrictFloat
     usage: StrictFloat = 0
 
 
-class _Quotas(Response):
-    quotas: tuple[_Quota, ...] = ()
+class _ComputeQuotas(Response):
+    quotas: tuple[_ComputeQuota, ...] = ()
 
 
 def check_project(project: Project, google: Google) -> Iterator[Check]:
     """Yield checks of the project; stop if the project cannot be read."""
     parent = f"projects/{project.project}"
     try:
-        for service in _SERVICES:
+        for service in _APIS:
             url = f"{project.at('serviceusage')}/v1/{parent}/services/{service}.googleapis.com"
-            yield _check_enabled(service, google.get(url, _Service), project.project)
+            yield _check_enabled(service, google.get(url, _Api), project.project)
         url = f"{project.at('cloudresourcemanager')}/v1/{parent}:testIamPermissions"
-        response = google.post(url, {"permissions": list(_GOOGLE_PERMISSIONS)}, PermissionsResponse)
-        yield _check_google_permissions("permissions", _GOOGLE_PERMISSIONS, response, _GRANT_ROLES)
+        response = google.post(url, {"permissions": list(_PROJECT_PERMISSIONS)}, PermissionsResponse)
+        yield _check_google_permissions("permissions", _PROJECT_PERMISSIONS, response, _GRANT_ROLES)
         google.get(f"{project.url}/{project.parent}/customJobs", pageSize="1")
         yield Check(f"region {project.region}", "ok", "Vertex AI responds")
         if project.service_account is not None:
-            yield _check_account(project, google)
+            yield _check_service_account(project, google)
     except TrainerError as error:
         yield failed(f"project {project.project}", error)
 
@@ -418,7 +421,7 @@ def check_vertex_quota(
     service = f"projects/{project.project}/services/aiplatform.googleapis.com"
     url = f"{project.at('serviceusage')}/v1beta1/{service}/consumerQuotaMetrics/{name}"
     try:
-        response = google.find(url, _QuotaMetric) or {}
+        response = google.find(url, _VertexQuotaMetric) or {}
     except TrainerError as error:
         return unknown("quota", error)
     limits = [
@@ -454,7 +457,7 @@ def check_compute_quota(
 
 def _free_quota(google: Google, url: str, metric: str) -> int | None:
     """Return the unused quota of a Compute Engine resource, None if it does not list the metric."""
-    quotas: list[dict[str, Any]] = google.get(url, _Quotas).get("quotas", [])
+    quotas: list[dict[str, Any]] = google.get(url, _ComputeQuotas).get("quotas", [])
     free = [int(quota["limit"] - quota.get("usage", 0)) for quota in quotas if quota.get("metric") == metric]
     return free[0] if free else None
 
@@ -486,7 +489,7 @@ def _check_google_permissions(
     return Check(name, "ok", f"you have {', '.join(required)}")
 
 
-def _check_account(project: Project, google: Google) -> Check:
+def _check_service_account(project: Project, google: Google) -> Check:
     email = project.service_account
     url = f"{project.at('iam')}/v1/projects/{project.project}/serviceAccounts/{email}:testIamPermissions"
     response = google.post(url, {"permissions": [_ACT_AS]}, PermissionsResponse)

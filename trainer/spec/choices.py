@@ -26,6 +26,8 @@ _UNEQUAL = 1.5
 _FINETUNE_IMAGES = 45_000
 """Images processed over all epochs of fine-tuning on a CPU."""
 _LAST_STAGE_EPOCHS = 4
+_LAST_STAGE_IMAGES = 400_000
+"""Images processed over these epochs, two hours on two cores; at least one epoch."""
 _STEP_EPOCHS = 20
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 _WIDTH = 1280
@@ -78,8 +80,8 @@ def choose(goal: Goal, facts: Facts) -> Choice:
         settings, reasons = _from_scratch(goal, facts, is_small)
     elif is_small and goal != "fast":
         settings, reasons = _finetuned(goal, facts)
-    elif goal == "best" and _can_finetune_last_stage(facts):
-        settings, reasons = _finetuned_last_stage(facts)
+    elif goal == "best" and (epochs := _last_stage_epochs(facts)):
+        settings, reasons = _finetuned_last_stage(facts, epochs)
     else:
         settings, reasons = _probed(facts, is_small)
     is_weighted = _is_weighted(facts)
@@ -114,17 +116,23 @@ def _probed(facts: Facts, is_small: bool) -> tuple[dict[str, Any], tuple[tuple[s
     )
 
 
-def _can_finetune_last_stage(facts: Facts) -> bool:
-    """Return whether a fitted head can precede fine-tuning, with epochs left for the last stage."""
-    is_planned_by_user = any(key.startswith("train.finetune") for key in facts.user_settings)
-    is_fitted = facts.images * len(facts.classes) <= MOST_FITTED
-    return is_fitted and not is_planned_by_user and (facts.user_settings.get("train.epochs") or 2) > 1
+def _last_stage_epochs(facts: Facts) -> int:
+    """Return the epochs that fine-tune the last stage after a fitted head; 0 without a fit or epochs left."""
+    user = facts.user_settings
+    has_own_head = user.keys() & {"train.finetune", "train.finetune.probe", "train.finetune.frozen_epochs"}
+    if has_own_head or facts.images * len(facts.classes) > MOST_FITTED:
+        return 0
+    affordable = max(1, min(_LAST_STAGE_EPOCHS, round(_LAST_STAGE_IMAGES / facts.images)))
+    epochs = user.get("train.epochs")
+    return int(user.get("train.finetune.last_stage_epochs", affordable if epochs is None else epochs - 1))
 
 
-def _finetuned_last_stage(facts: Facts) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    epochs = facts.user_settings.get("train.epochs") or 1 + _LAST_STAGE_EPOCHS
+def _finetuned_last_stage(
+    facts: Facts, last_stage_epochs: int
+) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    epochs = facts.user_settings.get("train.epochs") or 1 + last_stage_epochs
     finetune = {
-        "probe": "logistic", "frozen_epochs": 1, "last_stage_epochs": epochs - 1, "backbone_rate": 0.1,
+        "probe": "logistic", "frozen_epochs": 1, "last_stage_epochs": last_stage_epochs, "backbone_rate": 0.1,
     }  # fmt: skip
     train = {"epochs": epochs, "global_batch_size": 32, "finetune": finetune}
     settings = _pretrained(facts, train, _photo_data())
@@ -132,9 +140,12 @@ def _finetuned_last_stage(facts: Facts) -> tuple[dict[str, Any], tuple[tuple[str
     settings["optimizer"] = {
         "name": "adamw", "learning_rate": 0.0005, "weight_decay": 0.01, "schedule": "cosine",
     }  # fmt: skip
+    phases = [f"{last_stage_epochs} of its last stage"]
+    if whole_epochs := epochs - 1 - last_stage_epochs:
+        phases.append(f"{whole_epochs} of all weights")
     return settings, (
         ("model", f"{facts.backbone} with pretrained weights at {_size(facts, _PHOTO_SIZE)}"),
-        ("training", f"logistic regression on its features, then {epochs - 1} epochs of its last stage"),
+        ("training", f"logistic regression on its features, then epochs: {', '.join(phases)}"),
         ("augmentation", "random mirroring"),
     )
 

@@ -80,7 +80,7 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
         raise UsageError(
-            f"The value is not valid YAML: {_short(text, error)}.",
+            f"The value is not valid YAML: {_short(error)}.",
             "Put quotes around text with special characters.",
             received=shown_repr(text),
         ) from None
@@ -95,7 +95,7 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
         value = yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
         raise UsageError(
-            f"{where} is not valid YAML: {_short(text, error)}.",
+            f"{where} is not valid YAML: {_short(error)}.",
             "Correct this line.",
             received=_line(text, error),
         ) from None
@@ -129,15 +129,14 @@ def _line(text: str, error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines() or [""]
     index = min(mark.line, len(lines) - 1) if mark else 0
-    # The second half of a URL that is split between its password and its host.
-    is_continued = index > 0 and "@" in lines[index] and "://" in lines[index - 1].rpartition(" ")[2]
-    return "..." if is_continued else shown_repr(lines[index])
+    # It may end a URL whose password has a line break.
+    is_end_of_url = "@" in lines[index] and "://" not in lines[index] and "://" in "".join(lines[:index])
+    return "..." if is_end_of_url else shown_repr(lines[index])
 
 
-def _short(text: str, error: Exception) -> str:
+def _short(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or (str(error) or type(error).__name__).splitlines()[0]
-    problem = shown_address(problem)
-    if shown_address(text) != text:
-        problem = re.sub(r"'[^']{2,}'|\"[^\"]{2,}\"", "...", problem)  # may quote a part of a password
+    # It names the alias, which may be a part of a password.
+    problem = "undefined alias" if isinstance(error, yaml.composer.ComposerError) else shown_address(problem)
     return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else problem

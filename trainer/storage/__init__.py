@@ -1,7 +1,8 @@
 """File and object storage: every write to a user's path goes through this package.
 
-`open_store` opens a folder or a bucket. `local` writes files atomically. `locks` provides locks and folders
-that several processes share.
+`open_store` opens a `Store`: a folder (`folder`) or a bucket (`gcs`). `local` writes files atomically,
+`locks` has locks and folders that several processes share, `lease` is the right to write to a run, `mirror`
+copies a folder to a store, and `temporary` makes temporary folders.
 """
 
 from pathlib import Path

@@ -116,7 +116,7 @@ def take_lease(
     `on_wait` is called with a message if another holder has to be observed first, for up to `expiry_seconds`.
     Raises TemporaryError if that holder is alive, and the errors of `Store`.
     """
-    holder = _describe_self()
+    holder = describe_self()
     while True:
         current = store.read(name)
         if current is not None and not _is_dead(current):
@@ -161,7 +161,7 @@ def _is_dead(content: Content) -> bool:
     return start_time != holder.get("process_started")
 
 
-def _describe_self() -> dict[str, Any]:
+def describe_self() -> dict[str, Any]:
     return {
         "id": secrets.token_hex(8),
         "host": platform.node(),

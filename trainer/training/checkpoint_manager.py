@@ -1,4 +1,8 @@
-"""Checkpoint manager: the chief saves asynchronously and restores, all processes get the values."""
+"""Saving and restoring of checkpoints during training.
+
+`AsyncCheckpointer` saves in a thread and `CheckpointPolicy` decides when. `CheckpointManager` saves on the
+chief and restores on all processes. `BestEpoch` fills the model with the weights to keep.
+"""
 
 from __future__ import annotations
 

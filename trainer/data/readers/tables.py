@@ -1,7 +1,8 @@
-"""Text tables (CSV, TSV, JSON Lines), their image, label and split columns, and their rows.
+"""Text tables (CSV, TSV, JSON Lines): reading, choice of the columns, and interpretation of the rows.
 
-A table consists of string cells with the line number of each row, and of column names if the first row
-contains them. The cells are not interpreted.
+`read_csv` and `build_table` return a `Table` of string cells with their line numbers. `choose_columns`
+finds the image, label and split columns. The row readers return a `TableRow`, or the reason why a row
+cannot be used.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from trainer.data.readers.read_result import IMAGE_SUFFIXES, split_named
 from trainer.errors import DataError
 from trainer.sanitize import printable
 
-_PATHS = (
+_PATH_NAMES = (
     "path", "filepath", "imagepath", "imgpath", "filename", "imagefilename", "imagename", "imgname",
     "imagefile", "file", "image", "img", "uri", "gcsuri", "imageuri", "imagegcsuri", "imageid", "imgid", "id",
     "name", "key", "picture", "photo", "caminho", "arquivo", "imagem", "url", "imageurl",
 )  # fmt: skip
-_LABELS = frozenset(
+_LABEL_NAMES = frozenset(
     {
         "label",
         "labels",
@@ -43,11 +44,11 @@ _LABELS = frozenset(
     }
     | {"species", "truth", "gt", "disease", "emotion", "classe", "rotulo", "categoria", "especie"}
 )
-_WEAK_LABELS = frozenset({"tag", "tags", "y", "type"})
-_SPLITS = frozenset(
+_WEAK_LABEL_NAMES = frozenset({"tag", "tags", "y", "type"})
+_SPLIT_NAMES = frozenset(
     {"split", "set", "mluse", "use", "usage", "subset", "partition", "phase", "dataset", "fold"}
 )
-_OTHER_SPLITS = frozenset({"isvalid", "isvalidation", "isval", "istest", "istrain"})
+_UNUSABLE_SPLIT_NAMES = frozenset({"isvalid", "isvalidation", "isval", "istest", "istrain"})
 # Values of these columns often have another meaning: the dataset that a row comes from.
 _AMBIGUOUS_SPLITS = frozenset({"set", "use", "usage", "dataset"})
 _IGNORED_WORDS = frozenset({"name", "id", "text", "idx", "index", "str"})
@@ -72,7 +73,7 @@ class Columns:
 
 def is_header(cells: Sequence[str]) -> bool:
     """Return whether a row contains column names."""
-    return any(_joined(cell) in _PATHS or _is_label(cell) for cell in cells)
+    return any(_joined(cell) in _PATH_NAMES or _is_label(cell) for cell in cells)
 
 
 def is_use(cell: str) -> bool:
@@ -105,7 +106,7 @@ def choose_columns(
     if marks is not None:
         free = [column for column in range(len(header)) if column not in (path, split)]
         if not any(_is_label(header[column]) for column in free):
-            split_names = _SPLITS | _OTHER_SPLITS
+            split_names = _SPLIT_NAMES | _UNUSABLE_SPLIT_NAMES
             mark_columns = marks(
                 rows, [column for column in free if _joined(header[column]) not in split_names]
             )
@@ -120,26 +121,28 @@ def choose_columns(
 def _find_path_column(header: Sequence[str], counts: Sequence[int]) -> int | None:
     def rank(column: int) -> tuple[int, int]:
         name = _joined(header[column])
-        return _PATHS.index(name) if name in _PATHS else len(_PATHS), -counts[column]
+        return _PATH_NAMES.index(name) if name in _PATH_NAMES else len(_PATH_NAMES), -counts[column]
 
     most = max(counts)
     columns = [column for column, count in enumerate(counts) if most and 2 * count >= most]
     columns = [column for column in columns if not _is_label(header[column])] or columns
     return min(
-        columns or [c for c, name in enumerate(header) if _joined(name) in _PATHS], key=rank, default=None
+        columns or [c for c, name in enumerate(header) if _joined(name) in _PATH_NAMES],
+        key=rank,
+        default=None,
     )
 
 
 def _find_split_column(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
     for column, name in enumerate(header):
         cells = [row[column] for row in rows if row[column]]
-        if _joined(name) in _SPLITS and cells and 2 * sum(map(is_use, cells)) > len(cells):
+        if _joined(name) in _SPLIT_NAMES and cells and 2 * sum(map(is_use, cells)) > len(cells):
             return column
     return None
 
 
 def _find_unused_split(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    split_names = (_SPLITS | _OTHER_SPLITS) - _AMBIGUOUS_SPLITS
+    split_names = (_SPLIT_NAMES | _UNUSABLE_SPLIT_NAMES) - _AMBIGUOUS_SPLITS
     named = [column for column, name in enumerate(header) if _joined(name) in split_names]
     return next((header[column] for column in named if len({row[column] for row in rows}) > 1), "")
 
@@ -149,7 +152,7 @@ def _find_label_columns(
 ) -> tuple[int, ...] | str:
     free = [column for column in range(len(header)) if column not in taken]
     named = [column for column in free if _is_label(header[column])]
-    named = named or [column for column in free if _joined(header[column]) in _WEAK_LABELS]
+    named = named or [column for column in free if _joined(header[column]) in _WEAK_LABEL_NAMES]
     if not named:
         one_hot = [column for column in free if {row[column] for row in rows} <= _ONE | _ZERO]
         sums = [sum(row[column] in _ONE for column in one_hot) for row in rows]
@@ -169,7 +172,7 @@ def _find_label_columns(
 
 def _is_label(name: str) -> bool:
     words = [word for word in _words(name) if word not in _IGNORED_WORDS]
-    return bool(words) and words[-1] in _LABELS
+    return bool(words) and words[-1] in _LABEL_NAMES
 
 
 def _words(name: str) -> list[str]:
@@ -192,7 +195,7 @@ def _format_names(names: Sequence[str]) -> str:
 
 _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 20
-_SEPARATOR = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
+_SEP_LINE = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 _REMOTE_SCHEMES = ("gs://", "http://", "https://")
 
 
@@ -283,7 +286,7 @@ def _format(value: Any) -> str:
 def _read_rows(text: str, is_image: Callable[[str], bool]) -> list[tuple[int, list[str]]]:
     lines = list(io.StringIO(text, newline=""))
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
-    separator = _SEPARATOR.fullmatch(lines[first]) if lines else None
+    separator = _SEP_LINE.fullmatch(lines[first]) if lines else None
     skipped = first + 1 if separator else 0
     delimiter = separator[1] if separator else _detect_delimiter(lines[first:], is_image)
     reader = csv.reader(lines[skipped:], delimiter=delimiter)
@@ -313,9 +316,9 @@ ANNOTATIONS = frozenset({"imageGcsUri", "classificationAnnotation", "classificat
 """Keys that identify a line of Vertex AI's JSON."""
 ONE_CLASS = "an image has one class, unless data.labels=multi"
 """Suffix of rejection reasons for several labels in single-label mode."""
-_MULTI_VALUE_SEPARATOR = re.compile(r"\s*[;|]\s*")
+_LABEL_SEPARATOR = re.compile(r"\s*[;|]\s*")
 # These separate labels only if each part is also a label of its own: "big, dog" may be one label.
-_POSSIBLE_SEPARATORS = (re.compile(r"\s*[,/+&]\s*"), re.compile(r"\s+"))
+_POSSIBLE_LABEL_SEPARATORS = (re.compile(r"\s*[,/+&]\s*"), re.compile(r"\s+"))
 
 
 @dataclass(frozen=True)
@@ -437,8 +440,8 @@ def split_labels(cell: str, column: Collection[str]) -> list[str]:
     labels = _read_list(cell)
     if labels is not None:
         return labels
-    parts = [part for part in _MULTI_VALUE_SEPARATOR.split(cell) if part]
-    for separator in _POSSIBLE_SEPARATORS:
+    parts = [part for part in _LABEL_SEPARATOR.split(cell) if part]
+    for separator in _POSSIBLE_LABEL_SEPARATORS:
         candidates = [part for part in separator.split(cell) if part]
         if len(parts) < 2 <= len(candidates) and all(part in column for part in candidates):
             return candidates

@@ -214,7 +214,7 @@ PartContents = TypeVar("PartContents")
 
 _SCAN_ITEMS = 512
 # Only settings that determine the contents and order of the shards; the others concern training.
-_SETTINGS = ("checksum", "layout", "validation_fraction", "max_rejected", "max_image_pixels")
+_RECIPE_SETTINGS = ("checksum", "layout", "validation_fraction", "max_rejected", "max_image_pixels")
 
 
 def make_shards(
@@ -272,7 +272,7 @@ def _pack_shards(
 
 
 def _build_recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> str:
-    settings = spec.model_dump(mode="json", include=set(_SETTINGS))
+    settings = spec.model_dump(mode="json", include=set(_RECIPE_SETTINGS))
     # Omitted at its default, so that the recipe matches that of shards packed by earlier versions.
     settings |= {"held_out": spec.held_out} if spec.held_out != "auto" else {}
     # The size detects an image that was replaced under the same name.
