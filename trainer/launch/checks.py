@@ -41,7 +41,7 @@ from trainer.storage.store import GS, split_uri
 WRITING = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
 READING = ("storage.objects.get", "storage.objects.list")
 _BUCKET_NAME = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
-_MOST_SHOWN = 200
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def unknown(name: str, error: TrainerError) -> Check:
 
 def _finding_of(error: TrainerError) -> str:
     received = "" if error.received is None else f" ({error.received})"
-    return f"{error.problem.rstrip('.')}{received}"[:_MOST_SHOWN]
+    return f"{error.problem.rstrip('.')}{received}"[:_SHOWN]
 
 
 def check_bucket(uri: str, google: Google | None, url: str, permissions: Sequence[str] = WRITING) -> Check:
@@ -160,14 +160,14 @@ def check_registry_image(image: str, client: Engine | None) -> Check:
     return Check(
         name,
         "unknown",
-        message[:_MOST_SHOWN],
+        message[:_SHOWN],
         "Log in to the registry with `docker login`, if it requires it.",
     )
 
 
 def _missing_image(image: str, message: str) -> Check:
     return Check(
-        "image", "wrong", f"the registry does not have the image {image} ({message[:_MOST_SHOWN]})",
+        "image", "wrong", f"the registry does not have the image {image} ({message[:_SHOWN]})",
         "Push it with `trainer image push`, or choose another with --image.",
     )  # fmt: skip
 
@@ -189,7 +189,7 @@ def check_engine_image(image: str, client: Engine) -> Check:
             response = read_response(_EngineImage, client.inspect_image(image), SERVICE)
     except NotFound as error:
         return Check(
-            "image", "wrong", f"the Docker engine does not have {image} ({engine_message(error)[:_MOST_SHOWN]})",
+            "image", "wrong", f"the Docker engine does not have {image} ({engine_message(error)[:_SHOWN]})",
             "Build it with `trainer image build`, pull it with `docker pull`, or choose another: --image.",
         )  # fmt: skip
     except TrainerError as error:
