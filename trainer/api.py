@@ -44,6 +44,12 @@ class Prediction:
     """With `data.labels` multi, all labels that reach their thresholds; otherwise `label` alone."""
     problem: str = ""
     """Why the image cannot be used; empty if it can."""
+    known: float | None = None
+    """p-value in 0..1 of the image among those that are like the training images; None if the image cannot be
+    used, or if the model cannot reject images."""
+    accepted: bool | None = None
+    """Whether `known` reaches `export.reject_below`. An image that is not accepted is unlike the training
+    images; it may still show one of the classes."""
 
 
 class Run:
@@ -180,8 +186,9 @@ def _prediction(path: Path, answer: Any, model: LoadedModel) -> Prediction:
 
     if isinstance(answer, str):
         return Prediction(str(path), "", 0.0, {}, problem=answer)
-    probabilities = dict(zip(model.class_names, map(float, answer), strict=True))
+    probabilities = dict(zip(model.class_names, map(float, answer.probabilities), strict=True))
     label = max(probabilities, key=lambda name: probabilities[name])
     return Prediction(
-        str(path), label, probabilities[label], probabilities, tuple(predicted_labels(probabilities, model))
-    )
+        str(path), label, probabilities[label], probabilities,
+        tuple(predicted_labels(probabilities, model)), known=answer.known, accepted=answer.accepted,
+    )  # fmt: skip

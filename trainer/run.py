@@ -22,6 +22,7 @@ from trainer.data.statistics import describe_images
 from trainer.distributed import ProcessGroup
 from trainer.distributed.devices import Cluster, choose_precision, find_cluster
 from trainer.errors import DataError, UnchangedError, UsageError
+from trainer.evaluate.confidence import Calibrated, calibrate
 from trainer.evaluate.evaluator import Evaluator, predict_splits, thresholds_of
 from trainer.evaluate.metrics import AnyPredictions, compute_metrics
 from trainer.evaluate.prediction_files import write_predictions
@@ -182,14 +183,26 @@ def train_model(
 def finish(prepared: PreparedRun, trained: Trained, folder: RunFolder, screen: Screen) -> Verdict:
     """Write the metrics, the SavedModel and the report, then publish the run; only the chief does."""
     spec, dataset = prepared.resolved.spec, prepared.dataset
-    metrics = _write_metrics(trained.predictions, trained.result, folder)
-    thresholds = thresholds_of(trained.predictions)
+    model = prepared.learner.inference_model
+    screen.on_phase("Calibrating the model")
+    calibrated = calibrate(
+        prepared.resolved.effective, model, dataset, trained.predictions, trained.result.history,
+        prepared.features, screen.on_message,
+    )  # fmt: skip
+    metrics = _write_metrics(calibrated, trained.result, folder)
     screen.on_phase("Exporting the model")
-    screen.on_fact("export", _export(prepared.learner.inference_model, dataset, spec, folder, thresholds))
+    screen.on_fact("export", _export(model, dataset, spec, folder, calibrated))
     screen.on_phase("Writing the report")
     drift = _drift(spec, dataset, folder, screen)
     inputs = report_inputs(
-        folder.name, spec, prepared.environment, dataset, trained.result, trained.predictions, metrics, drift
+        folder.name,
+        spec,
+        prepared.environment,
+        dataset,
+        trained.result,
+        calibrated.predictions,
+        metrics,
+        drift,
     )
     write = write_label_report if spec.data.labels == "multi" else write_report
     verdict = write(folder.path, inputs)
@@ -300,16 +313,15 @@ def _describe(spec: RunSpec, learner: Learner) -> str:
     )
 
 
-def _write_metrics(
-    predictions: dict[str, AnyPredictions], result: TrainResult, folder: RunFolder
-) -> dict[str, float]:
+def _write_metrics(calibrated: Calibrated, result: TrainResult, folder: RunFolder) -> dict[str, float]:
     """Write predictions.csv, metrics.json and timings.json; return the metrics, keyed split/metric."""
+    predictions = calibrated.predictions
     write_predictions(folder.path / "predictions.csv", list(predictions.values()))
     metrics = {
         f"{split}/{name}": value
         for split, split_predictions in predictions.items()
         for name, value in compute_metrics(split_predictions).items()
-    }
+    } | calibrated.metrics
     write_json(folder.path / "metrics.json", metrics | {"training/best_epoch": result.best_epoch})
     times = {"training_seconds": result.seconds, "epochs": result.timings}
     write_json(folder.path / "timings.json", times)
@@ -317,14 +329,15 @@ def _write_metrics(
 
 
 def _export(
-    model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder, thresholds: list[float]
+    model: keras.Model, dataset: Dataset, spec: RunSpec, folder: RunFolder, calibrated: Calibrated
 ) -> str:
     """Export the model, verify it in a fresh process, and only then move it to its final path."""
     # A unique name: a process that was paused here may continue while another one exports.
     temporary = folder.path / f".model.{secrets.token_hex(6)}.tmp"
     folder.require_lease()
-    export_model(temporary, model, dataset.class_names, spec.data, thresholds)
-    golden = make_golden(model, dataset.held_out, get_objective(spec.data.labels))
+    thresholds, confidence = thresholds_of(calibrated.predictions), calibrated.confidence
+    export_model(temporary, model, dataset.class_names, spec.data, thresholds, confidence)
+    golden = make_golden(model, dataset.held_out, get_objective(spec.data.labels), confidence)
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
     precision = f"to {difference:.0e}" if difference else "exactly"

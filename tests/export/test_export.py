@@ -100,13 +100,13 @@ def test_served_predictions_match_training_for_every_image_format(exported: Path
 
 
 def test_outputs_are_label_probability_and_probabilities(exported: Path, golden: Golden) -> None:
-    for answer in (
-        tf.saved_model.load(str(exported)).signatures["serving_default"](
-            image_bytes=tf.constant(list(golden.images))
-        ),
-        tf.saved_model.load(str(exported)).signatures["pixels"](pixels=tf.constant(golden.pixels)),
-    ):
-        assert set(answer) == {"label", "probability", "probabilities"}
+    from_bytes = tf.saved_model.load(str(exported)).signatures["serving_default"](
+        image_bytes=tf.constant(list(golden.images))
+    )
+    from_pixels = tf.saved_model.load(str(exported)).signatures["pixels"](pixels=tf.constant(golden.pixels))
+    assert set(from_bytes) == {*from_pixels, "error"}
+    for answer in (from_bytes, from_pixels):
+        assert set(from_pixels) == {"label", "probability", "probabilities"}
         best = golden.probabilities.argmax(axis=1)
         assert [each.decode() for each in answer["label"].numpy()] == [CLASS_NAMES[index] for index in best]
         np.testing.assert_allclose(answer["probability"], golden.probabilities.max(axis=1), atol=1e-5)
@@ -137,7 +137,10 @@ def test_model_serves_requests_of_tensorflow_serving(exported: Path, golden: Gol
         assert columns["label"] == [row["label"] for row in predictions]
         pixels = post(signature_name="pixels", instances=golden.pixels[:2].tolist())["predictions"]
         np.testing.assert_allclose(pixels[1]["probabilities"], golden.probabilities[1], atol=1e-5)
-        assert "error" in post(400, instances=[{"b64": base64.b64encode(b"no picture").decode()}])
+        bad = post(instances=[{"b64": base64.b64encode(b"no picture").decode()}, rows[0]])["predictions"]
+        assert [row["error"] for row in bad] == ["not a JPEG, PNG, GIF, BMP or WebP image", ""]
+        assert bad[0]["label"] == ""
+        assert bad[1] == predictions[0]
         assert "error" in post(400, instances=[{"picture": rows[0]}])
         assert "error" in post(400, model="cats", instances=rows)
 

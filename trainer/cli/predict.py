@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.data.dataset import Split
     from trainer.data.progress import Progress
     from trainer.evaluate.metrics import AnyPredictions
+    from trainer.evaluate.predict import FileAnswer
     from trainer.export import LoadedModel
     from trainer.storage.store import Store
 
@@ -57,6 +58,10 @@ class Answer(NamedTuple):
     """Predicted labels with their probabilities, the most probable first."""
     probabilities: dict[str, float]
     """Of all classes."""
+    known: float | None = None
+    """p-value of the image among those that are like the training images; None without a detector."""
+    accepted: bool | None = None
+    """Whether the model accepts the image; None without a detector."""
 
 
 def predict_command(
@@ -87,18 +92,24 @@ def predict_command(
                 click.echo(f"{names[path]}: {result}", err=True)
                 unusable.append(Rejection(names[path], result))
             else:
-                probabilities = dict(zip(model.class_names, map(float, result), strict=True))
-                yield Answer(names[path], predicted_labels(probabilities, model, options), probabilities)
+                yield _build_answer(names[path], result, model, options)
 
     is_multi = model.data.labels == "multi"
     if target is None:
         _print_answers(answers(), max(map(len, names.values())), is_multi, options)
     else:
-        _write_csv(*target, _as_csv(answers(), model.class_names, is_multi, options.top))
+        columns = (model.class_names, is_multi, options.top, model.level is not None)
+        _write_csv(*target, _as_csv(answers(), *columns))
     links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     _require_usable(len(unusable), failures, len(paths))
+
+
+def _build_answer(name: str, result: FileAnswer, model: LoadedModel, options: PredictOptions) -> Answer:
+    probabilities = dict(zip(model.class_names, map(float, result.probabilities), strict=True))
+    labels = predicted_labels(probabilities, model, options)
+    return Answer(name, labels, probabilities, result.known, result.accepted)
 
 
 def _require_usable(unusable: int, failures: Sequence[TrainerError], images: int) -> None:
@@ -195,6 +206,8 @@ def _print_answers(answers: Iterator[Answer], width: int, is_multi: bool, option
     for answer in answers:
         if options.as_json:
             click.echo(json.dumps(_as_json(answer, is_multi, options.top is not None), ensure_ascii=False))
+        elif answer.accepted is False:
+            click.echo(f"{answer.name:<{width}}  {'unknown':<16} {_explain_rejection(answer)}")
         elif is_multi or options.top is not None:
             texts = [f"{printable(label)} {share:.3f}" for label, share in answer.labels.items()]
             click.echo(f"{answer.name:<{width}}  {', '.join(texts) or 'no label'}")
@@ -203,41 +216,64 @@ def _print_answers(answers: Iterator[Answer], width: int, is_multi: bool, option
             click.echo(f"{answer.name:<{width}}  {printable(label):<16} {share:.3f}")
 
 
+def _explain_rejection(answer: Answer) -> str:
+    """Return the most probable class of a rejected image, and why it is rejected."""
+    label, share = max(answer.probabilities.items(), key=lambda item: item[1])
+    known = answer.known or 0.0
+    p_value = "p < 0.01" if known < 0.01 else f"p = {known:.2f}"
+    return f"(nearest: {printable(label)} {share:.2f}; unlike the training images, {p_value})"
+
+
 def _as_json(answer: Answer, is_multi: bool, has_top: bool) -> dict[str, Any]:
+    recognition: dict[str, Any] = (
+        {} if answer.known is None else {"known": answer.known, "accepted": answer.accepted}
+    )
     if is_multi:
-        return {"path": answer.name, "labels": answer.labels, "probabilities": answer.probabilities}
+        labels = {"path": answer.name, "labels": answer.labels, "probabilities": answer.probabilities}
+        return labels | recognition
     label = next(iter(answer.labels), None)
     probability = max(answer.probabilities.values())
-    row = {"path": answer.name, "label": label, "probability": probability}
-    return row | ({"top": answer.labels} if has_top else {}) | {"probabilities": answer.probabilities}
+    row: dict[str, Any] = {"path": answer.name, "label": label, "probability": probability}
+    row |= ({"top": answer.labels} if has_top else {}) | {"probabilities": answer.probabilities}
+    return row | recognition
 
 
-def _as_csv(answers: Iterator[Answer], class_names: Sequence[str], is_multi: bool, top: int | None) -> str:
-    """Return CSV with one row per image.
+def _as_csv(
+    answers: Iterator[Answer], class_names: Sequence[str], is_multi: bool, top: int | None, has_detector: bool
+) -> str:
+    """Return CSV with one row per image; with `has_detector`, the last columns are known and accepted.
 
     With `top`, the columns are path and that many pairs of label and probability. Otherwise they are those of
     predictions.csv: path, predicted (with several labels one column of 0 or 1 per label), probabilities.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    last = ["known", "accepted"] if has_detector else []
     if top is not None:
         count = min(top, len(class_names))
         pairs = [(f"label_{rank}", f"probability_{rank}") for rank in range(1, count + 1)]
-        writer.writerow(["path", *(name for pair in pairs for name in pair)])
+        writer.writerow(["path", *(name for pair in pairs for name in pair), *last])
         for answer in answers:
             cells = [cell for label, share in answer.labels.items() for cell in (_cell(label), share)]
-            writer.writerow([_cell(answer.name), *cells, *[""] * (2 * count - len(cells))])
+            padding = [""] * (2 * count - len(cells))
+            writer.writerow([_cell(answer.name), *cells, *padding, *_recognition_cells(answer)])
         return text.getvalue()
     names = list(map(_storable, class_names))
     predicted = [f"predicted:{name}" for name in names] if is_multi else ["predicted"]
-    writer.writerow(["path", *predicted, *(f"probability:{name}" for name in names)])
+    writer.writerow(["path", *predicted, *(f"probability:{name}" for name in names), *last])
     for answer in answers:
         if is_multi:
             chosen: list[Any] = [int(name in answer.labels) for name in class_names]
         else:
             chosen = [_cell(next(iter(answer.labels), ""))]
-        writer.writerow([_cell(answer.name), *chosen, *answer.probabilities.values()])
+        row = [_cell(answer.name), *chosen, *answer.probabilities.values()]
+        writer.writerow([*row, *_recognition_cells(answer)])
     return text.getvalue()
+
+
+def _recognition_cells(answer: Answer) -> list[float]:
+    """Return the cells of the columns known and accepted (0 or 1); none without a detector."""
+    return [] if answer.known is None else [answer.known, int(bool(answer.accepted))]
 
 
 def _cell(text: str) -> str:

@@ -6,11 +6,11 @@ Image files are classified; a labelled source is evaluated to metrics by split.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from trainer.data.convert import Prepared, prepare
 from trainer.data.dataset import Split
@@ -32,8 +32,21 @@ _MOST_FILES = 32
 _FIXED_BY_MODEL = ("data.labels", *(f"data.{name}" for name in PIXEL_SETTINGS))
 """Settings that are fixed by the training of the model."""
 
-FilePrediction = np.ndarray[Any, Any] | str
-"""Probabilities, float32 [classes], or the reason why there are none."""
+
+@dataclass(frozen=True, eq=False)
+class FileAnswer:
+    """Answer of a model for one image."""
+
+    probabilities: np.ndarray[Any, Any]
+    """float32 [classes]."""
+    known: float | None = None
+    """p-value in 0..1 of the image among those that are like the training images; None without a detector."""
+    accepted: bool | None = None
+    """Whether `known` reaches the level of the model; None without a detector."""
+
+
+FilePrediction = FileAnswer | str
+"""The answer, or the reason why there is none."""
 
 
 def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
@@ -66,7 +79,7 @@ def find_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[Rejection]]:
 def classify_files(
     model: LoadedModel, paths: Sequence[Path], on_converted: Callable[[str], None] = lambda name: None
 ) -> Iterator[tuple[Path, FilePrediction]]:
-    """Yield each path with its probabilities, or why there are none, in order and batch by batch.
+    """Yield each path with its answer, or why there are none, in order and batch by batch.
 
     Images are converted as for training; `on_converted` is called with the format of each converted image.
     """
@@ -121,22 +134,26 @@ def evaluate_source(
     return metrics, rejected
 
 
-def _classify(contents: Sequence[FilePrediction | bytes], model: LoadedModel) -> list[FilePrediction]:
+def _classify(contents: Sequence[str | bytes], model: LoadedModel) -> list[FilePrediction]:
     """Return the result of each image; a text in `contents`, the reason of a failed read, is passed on."""
     encoded = [content for content in contents if isinstance(content, bytes)]
-    try:
-        predictions = iter(model.classify(encoded) if encoded else [])
-    except tf.errors.InvalidArgumentError:
-        # One damaged image fails the whole batch: classify each one separately.
-        predictions = iter([_classify_one(data, model) for data in encoded])
-    return [next(predictions) if isinstance(content, bytes) else content for content in contents]
+    results = iter(_answers_of(encoded, model) if encoded else [])
+    return [next(results) if isinstance(content, bytes) else content for content in contents]
 
 
-def _classify_one(data: bytes, model: LoadedModel) -> FilePrediction:
-    try:
-        return np.asarray(model.classify([data])[0])
-    except tf.errors.InvalidArgumentError:
-        return reason_of_failure(data)
+def _answers_of(images: Sequence[bytes], model: LoadedModel) -> list[FilePrediction]:
+    answers = model.classify(images)
+    known, accepted = answers.known, answers.accepted
+    return [
+        reason_of_failure(data)
+        if error
+        else FileAnswer(
+            answers.probabilities[row],
+            None if known is None else float(known[row]),
+            None if accepted is None else bool(accepted[row]),
+        )
+        for row, (data, error) in enumerate(zip(images, answers.errors, strict=True))
+    ]
 
 
 def _read(path: Path, max_pixels: int) -> Prepared:

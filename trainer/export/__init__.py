@@ -6,13 +6,17 @@ name.
 """
 
 from trainer.export.golden import Golden, make_golden, verify_export
-from trainer.export.load import LoadedModel, load_model
-from trainer.export.served import FORMAT_VERSION, export_model
+from trainer.export.load import Answers, LoadedModel, load_model
+from trainer.export.novelty import NoveltyDetector
+from trainer.export.served import FORMAT_VERSION, Confidence, export_model
 
 __all__ = [
     "FORMAT_VERSION",
+    "Answers",
+    "Confidence",
     "Golden",
     "LoadedModel",
+    "NoveltyDetector",
     "export_model",
     "load_model",
     "make_golden",

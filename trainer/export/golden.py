@@ -24,11 +24,15 @@ import tensorflow as tf
 from trainer.data.convert import as_file
 from trainer.data.dataset import Split
 from trainer.errors import OutOfMemoryError, TrainerError
+from trainer.export.served import Confidence, probabilities_of
+from trainer.model.features import build_feature_model
 from trainer.storage.temporary import temporary_folder
 from trainer.training.objective import SINGLE, Objective
 
 TOLERANCE = 1e-5
 _COUNT = 20
+_KNOWN_RANKS = 2
+"""Number of calibration images that rounding may move to the other side of a score."""
 _SCRIPT = Path(__file__).with_name("reload_check.py")
 
 
@@ -41,29 +45,49 @@ class Golden:
     """float32 [count, height, width, channels] in 0..255."""
     probabilities: np.ndarray[Any, Any]
     """float32 [count, classes]."""
+    known: np.ndarray[Any, Any] | None = None
+    """float32 [count], p-values of the detector; None if the model has none."""
+    known_tolerance: float = 0.0
+    """Largest difference of a p-value: that of a few calibration images whose scores are nearly equal."""
     lost: int = 0
     """Number of images that the source no longer has unchanged; their pixels are encoded instead."""
 
 
-def make_golden(model: keras.Model, split: Split, objective: Objective = SINGLE) -> Golden:
+def make_golden(
+    model: keras.Model, split: Split, objective: Objective = SINGLE, confidence: Confidence | None = None
+) -> Golden:
     """Return up to 20 images spread evenly over `split`, and the predictions of `model`.
+
+    confidence: what the model is exported with; by default a temperature of 1 and no detector.
 
     Predictions are computed from the cached pixels, on the CPU like the check: GPUs round float32 products to
     TF32. They are computed one image at a time, because several large images may not fit in memory.
     """
     rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
     pixels = split.pixels.gather(rows).astype(np.float32)
+    confidence = confidence or Confidence()
+    outputs = build_feature_model(model)
     with tf.device("/CPU:0"):
-        predictions = [
-            objective.probabilities(model(image[None], training=False)).numpy() for image in pixels
-        ]
+        pairs = [outputs(image[None], training=False) for image in pixels]
+        logits = tf.concat([pair[1] for pair in pairs], axis=0)
+        probabilities = probabilities_of(objective, logits, confidence.temperature).numpy()
+        known, tolerance = _recognize(confidence, tf.concat([pair[0] for pair in pairs], axis=0))
     encoded = [_encoded(split, int(row)) for row in rows]
     # The source may be unavailable when training ends, which must not fail the run.
     images = tuple(
         bytes(tf.io.encode_png(image.astype(np.uint8)).numpy()) if data is None else data
         for data, image in zip(encoded, pixels, strict=True)
     )
-    return Golden(images, pixels, np.concatenate(predictions), encoded.count(None))
+    return Golden(images, pixels, probabilities, known, tolerance, encoded.count(None))
+
+
+def _recognize(confidence: Confidence, features: tf.Tensor) -> tuple[np.ndarray[Any, Any] | None, float]:
+    """Return the p-values of features, and their largest difference in another process."""
+    detector = confidence.detector
+    if detector is None:
+        return None, 0.0
+    known: np.ndarray[Any, Any] = detector.p_values(detector.scores(features)).numpy()
+    return known, _KNOWN_RANKS / (1 + len(detector.calibration))
 
 
 def verify_export(path: Path, golden: Golden) -> float:
@@ -86,7 +110,14 @@ def verify_export(path: Path, golden: Golden) -> float:
             "Run the same command again. If the error persists, report it as a bug.",
             received=f"{process.stderr.strip()[-500:]}",
         )
-    difference = float(json.loads(process.stdout.splitlines()[-1])["largest_difference"])
+    differences = json.loads(process.stdout.splitlines()[-1])
+    difference = float(differences["largest_difference"])
+    if not differences["largest_known_difference"] <= golden.known_tolerance + TOLERANCE:
+        raise TrainerError(
+            f"The exported model at {path} recognizes known images differently from the trained model.",
+            "It is not published. Report this as a bug.",
+            received=f"a p-value that differs by {differences['largest_known_difference']:.2g}",
+        )
     if not difference <= TOLERANCE:
         raise TrainerError(
             f"The exported model at {path} predicts differently from the trained model.",
@@ -105,6 +136,7 @@ def _run_reload_check(path: Path, golden: Golden) -> subprocess.CompletedProcess
             arrays,
             pixels=golden.pixels,
             probabilities=golden.probabilities,
+            known=np.zeros(0) if golden.known is None else golden.known,
             lengths=np.array([len(image) for image in golden.images]),
             images=np.frombuffer(b"".join(golden.images), np.uint8),
         )

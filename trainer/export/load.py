@@ -16,8 +16,9 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
+from trainer.data.header import reason_of_failure
 from trainer.errors import DataError, UsageError
-from trainer.export.served import FORMAT_VERSION, MULTI_LABEL_VERSION
+from trainer.export.served import FORMAT_VERSION, MULTI_LABEL_VERSION, SINGLE_LABEL_VERSION
 from trainer.spec import PIXEL_SETTINGS, DataSpec
 
 _MATH = """
@@ -78,6 +79,14 @@ _VARIABLES = """
     AssignAddVariableOp AssignSubVariableOp AssignVariableOp DestroyResourceOp DisableCopyOnRead
     ReadVariableOp VarHandleOp VariableShape VarIsInitializedOp
 """
+_PIPELINES = """
+    BatchDatasetV2 ConcatenateDataset DatasetToSingleElement IgnoreErrorsDataset MapDataset OptionsDataset
+    ParallelMapDatasetV2 TensorDataset TensorSliceDataset
+"""
+"""The operations of `trainer.data.decode_batch`. Their elements are tensors of the graph, and the functions
+that they call belong to the SavedModel and are checked like all others. They do not include datasets that
+read files (TFRecordDataset), write files (CacheDatasetV2, SaveDatasetV2), call Python (GeneratorDataset) or
+use the network (DataServiceDatasetV4)."""
 _RANDOM = """
     Multinomial RandomGamma RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt
     StatelessMultinomial StatelessRandomGetAlg StatelessRandomGetKeyCounter
@@ -86,7 +95,9 @@ _RANDOM = """
     StatelessTruncatedNormal StatelessTruncatedNormalV2 TruncatedNormal
 """
 COMPUTING = frozenset(
-    " ".join((_MATH, _ARRAYS, _NETWORKS, _IMAGES, _STRINGS, _CONTROL, _VARIABLES, _RANDOM)).split()
+    " ".join(
+        (_MATH, _ARRAYS, _NETWORKS, _IMAGES, _STRINGS, _CONTROL, _VARIABLES, _PIPELINES, _RANDOM)
+    ).split()
 )
 """Names as registered by TensorFlow. Operations that are not listed may be harmless too; they have not been
 reviewed."""
@@ -196,6 +207,20 @@ def _reachable(functions: Mapping[str, Any], nodes: Iterable[Any]) -> set[str]:
 _REMEDY = "Pass the folder of a finished run, or its model/ folder."
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Answers of a model for a batch of images."""
+
+    probabilities: np.ndarray[Any, Any]
+    """float32 [images, classes]; zeros for an image that cannot be decoded."""
+    errors: tuple[str, ...]
+    """Why an image cannot be decoded; empty if it can."""
+    known: np.ndarray[Any, Any] | None = None
+    """float32 [images], p-values in 0..1; None if the model has no detector."""
+    accepted: np.ndarray[Any, Any] | None = None
+    """bool [images], whether `known` reaches the level of the model; None if it has no detector."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A SavedModel and the content of its assets."""
@@ -208,13 +233,39 @@ class LoadedModel:
     thresholds: tuple[float, ...] = ()
     """Probability from which each label is predicted; only with data.labels multi."""
 
-    def classify(self, images: Sequence[bytes]) -> np.ndarray[Any, Any]:
-        """Return probabilities, float32 [images, classes], of encoded images.
+    temperature: float = 1.0
+    """Divisor of the logits; the probabilities are those after it."""
+    level: float | None = None
+    """Images whose `known` is below it are not accepted; None if the model has no detector."""
 
-        Raises tf.errors.InvalidArgumentError if one of them cannot be decoded.
-        """
-        outputs = self.signatures["serving_default"](image_bytes=tf.constant(list(images), tf.string))
-        return np.asarray(outputs["probabilities"])
+    def classify(self, images: Sequence[bytes]) -> Answers:
+        """Return the answers for encoded images; one that cannot be decoded has an error."""
+        try:
+            outputs = self.signatures["serving_default"](image_bytes=tf.constant(list(images), tf.string))
+        except tf.errors.InvalidArgumentError:
+            # In a model of an earlier version, one bad image fails the whole batch.
+            return self._classify_separately(images)
+        errors = [text.decode() for text in outputs["error"].numpy()] if "error" in outputs else []
+        return Answers(
+            np.asarray(outputs["probabilities"]),
+            tuple(errors) or ("",) * len(images),
+            *(np.asarray(outputs[name]) if name in outputs else None for name in ("known", "accepted")),
+        )
+
+    def _classify_separately(self, images: Sequence[bytes]) -> Answers:
+        if len(images) == 1:
+            empty = np.zeros((1, len(self.class_names)), np.float32)
+            return Answers(empty, (reason_of_failure(images[0]),))
+        answers = [self.classify([image]) for image in images]
+        probabilities = np.concatenate([answer.probabilities for answer in answers])
+        return Answers(probabilities, tuple(answer.errors[0] for answer in answers))
+
+    def find_nearest(self, images: Sequence[bytes]) -> list[tuple[str, ...]]:
+        """Return the names of the training images nearest to each encoded image; none without a detector."""
+        if "nearest" not in self.signatures:
+            return [()] * len(images)
+        outputs = self.signatures["nearest"](image_bytes=tf.constant(list(images), tf.string))
+        return [tuple(name.decode() for name in names) for names in outputs["names"].numpy()]
 
     def classify_pixels(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return probabilities, float32 [images, classes].
@@ -237,7 +288,8 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
         require_computing(folder)
     try:
         loaded = tf.saved_model.load(str(folder))
-        signatures = {name: loaded.signatures[name] for name in ("serving_default", "pixels")}
+        names = ("serving_default", "pixels", *({"nearest"} & set(loaded.signatures)))
+        signatures = {name: loaded.signatures[name] for name in names}
         data = _described_data(description)
         _require_consistent(signatures, description, data)
     except (MemoryError, tf.errors.ResourceExhaustedError):
@@ -254,6 +306,8 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
         data,
         _Signatures(signatures, loaded),
         _thresholds(description),
+        float(description.get("temperature", 1.0)),
+        _find_level(description),
     )
 
 
@@ -287,6 +341,11 @@ def _thresholds(description: dict[str, Any]) -> tuple[float, ...]:
     return tuple(float(thresholds[name]) for name in description["class_names"] if thresholds)
 
 
+def _find_level(description: dict[str, Any]) -> float | None:
+    rejection = description.get("rejection")
+    return None if rejection is None else float(rejection["level"])
+
+
 class _Signatures(dict[str, Any]):
     """Signatures with a reference to their model, because TensorFlow refers to its variables weakly."""
 
@@ -318,9 +377,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UsageError(
             "The SavedModel was not exported by trainer, so its inputs are unknown.", _REMEDY, received=folder
         ) from None
-    if version not in (FORMAT_VERSION, MULTI_LABEL_VERSION):
+    if version not in (SINGLE_LABEL_VERSION, MULTI_LABEL_VERSION, FORMAT_VERSION):
         raise UsageError(
-            f"This version reads only the model formats {FORMAT_VERSION} and {MULTI_LABEL_VERSION}.",
+            f"This version reads only the model formats {SINGLE_LABEL_VERSION} to {FORMAT_VERSION}.",
             f"Use the version that exported it ({description.get('trainer_version')}), or train again.",
             received=f"format {version}",
         )

@@ -1,8 +1,8 @@
 """Check of a SavedModel with TensorFlow alone, without Keras.
 
 The arguments are the model folder and a file of golden predictions. The output is one line of JSON with the
-largest difference of a probability, over both signatures. The script is run by its path in a fresh process
-and deliberately imports nothing of this package.
+largest difference of a probability, and of a p-value, over both signatures. The script is run by its path in
+a fresh process and deliberately imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -26,17 +26,23 @@ def main(model_path: str, golden_path: str) -> None:
     data = golden["images"].tobytes()
     images = [data[end - length : end] for end, length in zip(ends, golden["lengths"], strict=True)]
     model = tf.saved_model.load(model_path)
-    differences = []
+    differences, known_differences = [], [0.0]
+    known = golden["known"]
     # One at a time, because several large images may not fit in memory.
-    for image, pixels, expected in zip(images, golden["pixels"], golden["probabilities"], strict=True):
+    for row, (image, pixels, expected) in enumerate(
+        zip(images, golden["pixels"], golden["probabilities"], strict=True)
+    ):
         outputs = [
             model.signatures["serving_default"](image_bytes=tf.constant([image])),
             model.signatures["pixels"](pixels=tf.constant(pixels[None])),
         ]
         differences += [np.abs(output["probabilities"].numpy()[0] - expected).max() for output in outputs]
+        if len(known):
+            known_differences += [abs(float(output["known"].numpy()[0] - known[row])) for output in outputs]
     if "trainer" in sys.modules:
         raise SystemExit("The check is not independent: the trainer package is loaded.")
-    print(json.dumps({"largest_difference": float(max(differences))}))
+    result = {"largest_difference": max(differences), "largest_known_difference": max(known_differences)}
+    print(json.dumps({name: float(value) for name, value in result.items()}))
 
 
 if __name__ == "__main__":

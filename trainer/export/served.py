@@ -1,14 +1,16 @@
 """SavedModel that maps encoded images to labels.
 
-It has two signatures, `serving_default` for encoded images and `pixels` for decoded ones, and two assets:
-labels.txt, one class per line, and model.json, which has the versions and image settings of the model and,
-with several labels per image, the threshold of each.
+It has the signatures `serving_default` for encoded images and `pixels` for decoded ones, and two assets:
+labels.txt, one class per line, and model.json, which has the versions and image settings of the model, the
+temperature of its probabilities and, with several labels per image, the threshold of each. With a novelty
+detector, it also has the signature `nearest`, and model.json describes the detector.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,33 @@ import keras
 import tensorflow as tf
 
 from trainer import __version__
-from trainer.data.decode import decode_and_resize
+from trainer.data.decode_batch import decode_batch
 from trainer.errors import TemporaryError
+from trainer.export.novelty import NoveltyDetector
+from trainer.model.features import build_feature_model
 from trainer.spec import PIXEL_SETTINGS, DataSpec
 from trainer.storage.temporary import temporary_folder
-from trainer.training.objective import get_objective
+from trainer.training.objective import Objective, get_objective
 
-FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
-"""Versions of model.json. A reader of version 1 alone must not take a model with several labels per image for
-one with a single label."""
+FORMAT_VERSION = 3
+"""Version of model.json. Before version 3, a bad image is an error of the whole batch."""
+SINGLE_LABEL_VERSION, MULTI_LABEL_VERSION = 1, 2
+"""Earlier versions, which are read too. A reader of version 1 alone must not take a model with several labels
+per image for one with a single label."""
+NEAREST_COUNT = 5
+"""Number of training images in the answers of the signature `nearest`."""
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure a served model is of its answers."""
+
+    temperature: float = 1.0
+    """Divisor of the logits; 1 with several labels per image."""
+    detector: NoveltyDetector | None = None
+    """Rejects images that are unlike the training images; None if no image is rejected."""
+    selection: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """AUROC by method and by kind of image, by which the method of the detector was chosen."""
 
 
 class ServedModel(tf.Module):  # type: ignore[misc]
@@ -37,32 +57,43 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         data: DataSpec,
         assets: Path,
         thresholds: Sequence[float] = (),
+        confidence: Confidence | None = None,
     ) -> None:
         """Write the assets to the folder `assets`. `thresholds`: one per label with data.labels multi."""
         super().__init__()
+        self.confidence = confidence or Confidence()
+        if self.confidence.detector is not None:
+            detector = self.confidence.detector.with_variables()
+            self.confidence = replace(self.confidence, detector=detector)
+            self.detector_variables = detector.variables
         self.objective = get_objective(data.labels)
         self.thresholds = tf.constant(thresholds, tf.float32)
-        self.model = model
+        self.model = build_feature_model(model)
         self.data = data
         self.labels = tf.constant(class_names)
-        paths = _write_assets(assets, class_names, data, thresholds)
+        paths = _write_assets(assets, class_names, data, thresholds, self.confidence)
         self.assets = [tf.saved_model.Asset(str(path)) for path in paths]
 
     def classify_images(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify encoded images, string [batch]: JPEG, PNG, GIF, BMP or WebP of any size.
 
-        Formats that are converted for training and by `trainer predict` are errors here, see `decode_image`.
-        An orientation is ignored only if a JPEG, PNG or WebP has it just in XMP or in text chunks.
+        Returns the outputs of `classify_pixels` and `error`, string [batch], which is empty for a good image.
+        Without a readable image, labels are empty, probabilities are 0 and `accepted` is false. Formats that
+        are converted for training and by `trainer predict` are errors here, see `decode_image`. An
+        orientation is ignored only if a JPEG, PNG or WebP has it just in XMP or in text chunks.
         """
-        form = self.data.pixel_format
+        pixels, errors = self._decode(image_bytes)
+        is_good = tf.equal(errors, "")
+        outputs = {
+            name: tf.where(tf.reshape(is_good, [-1] + [1] * (len(values.shape) - 1)), values, _empty(values))
+            for name, values in self.classify_pixels(tf.cast(pixels, tf.float32)).items()
+        }
+        return {**outputs, "error": errors}
+
+    def _decode(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Decoders are CPU kernels; pinning avoids copies to an accelerator and back.
         with tf.device("/CPU:0"):
-            pixels = tf.map_fn(
-                lambda encoded: decode_and_resize(encoded, form),
-                image_bytes,
-                fn_output_signature=tf.TensorSpec(form.shape, tf.uint8),
-            )
-        return self.classify_pixels(tf.cast(pixels, tf.float32))
+            return decode_batch(image_bytes, self.data.pixel_format, self.data.max_image_pixels)
 
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify pixels, float32 [batch, height, width, channels] in 0..255: grey, RGB or RGBA.
@@ -70,9 +101,14 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         Returns `label`, string [batch]; `probability` of that label, float32 [batch]; and `probabilities`,
         float32 [batch, classes], in the order of labels.txt. With data.labels multi, `labels`, string [batch,
         classes], replaces the first two: the name of each label whose probability reaches its threshold, ""
-        for the others.
+        for the others. With a detector, also `known`, float32 [batch], the p-value of the image among those
+        that are like the training images, and `accepted`, bool [batch], whether it reaches the level.
         """
-        probabilities = self.objective.probabilities(self.model(pixels, training=False))
+        features, logits = self.model(pixels, training=False)
+        return {**self._label(logits), **self._recognize(features)}
+
+    def _label(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = probabilities_of(self.objective, logits, self.confidence.temperature)
         if self.data.labels == "multi":
             labels = tf.where(probabilities >= self.thresholds, self.labels, "")
             return {"labels": labels, "probabilities": probabilities}
@@ -82,18 +118,47 @@ class ServedModel(tf.Module):  # type: ignore[misc]
             "probabilities": probabilities,
         }
 
+    def _recognize(self, features: tf.Tensor) -> dict[str, tf.Tensor]:
+        detector = self.confidence.detector
+        if detector is None:
+            return {}
+        known = detector.p_values(detector.scores(features))
+        return {"known": known, "accepted": detector.is_accepted(known)}
+
+    def find_nearest(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return the training images that are nearest to encoded images, string [batch].
+
+        Returns `names` and `distances`, [batch, n], the nearest first, and `error` as `classify_images`. See
+        `NoveltyDetector.nearest`.
+        """
+        if self.confidence.detector is None:
+            raise ValueError("A model without a detector has no training images.")
+        pixels, errors = self._decode(image_bytes)
+        features, _ = self.model(tf.cast(pixels, tf.float32), training=False)
+        names, distances = self.confidence.detector.nearest(features, NEAREST_COUNT)
+        return {"names": names, "distances": distances, "error": errors}
+
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """Return the two signatures as traced functions."""
+        """Return the signatures as traced functions."""
         encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
         pixels = tf.TensorSpec([None, *self.data.pixel_format.shape], tf.float32, name="pixels")
         # Not attributes, which would be traced and saved once more. AutoGraph, which this code does not need,
         # took half of the export's time.
         from_bytes = tf.function(self.classify_images, input_signature=[encoded], autograph=False)
         from_pixels = tf.function(self.classify_pixels, input_signature=[pixels], autograph=False)
-        return {
-            "serving_default": from_bytes.get_concrete_function(),
-            "pixels": from_pixels.get_concrete_function(),
-        }
+        signatures = {"serving_default": from_bytes, "pixels": from_pixels}
+        if self.confidence.detector is not None:
+            signatures["nearest"] = tf.function(self.find_nearest, input_signature=[encoded], autograph=False)
+        return {name: function.get_concrete_function() for name, function in signatures.items()}
+
+
+def probabilities_of(objective: Objective, logits: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Return the probabilities, [batch, classes], of logits that are divided by `temperature`."""
+    return objective.probabilities(logits if temperature == 1.0 else logits / temperature)
+
+
+def _empty(values: tf.Tensor) -> tf.Tensor:
+    return tf.constant("") if values.dtype == tf.string else tf.zeros([], values.dtype)
 
 
 def export_model(
@@ -102,15 +167,17 @@ def export_model(
     class_names: tuple[str, ...],
     data: DataSpec,
     thresholds: Sequence[float] = (),
+    confidence: Confidence | None = None,
 ) -> None:
     """Write the SavedModel of `model` to the folder `path`, which must not exist.
 
-    thresholds: probability from which each label is predicted, with data.labels multi.
+    thresholds: probability from which each label is predicted, with data.labels multi. confidence: by default
+    a temperature of 1 and no detector.
 
     Raises TemporaryError if the disk fails.
     """
     with temporary_folder() as assets:
-        served = ServedModel(model, class_names, data, assets, thresholds)
+        served = ServedModel(model, class_names, data, assets, thresholds, confidence)
         try:
             tf.saved_model.save(served, str(path), signatures=served.signatures())
         except tf.errors.OpError as error:
@@ -122,7 +189,11 @@ def export_model(
 
 
 def _write_assets(
-    folder: Path, class_names: tuple[str, ...], data: DataSpec, thresholds: Sequence[float]
+    folder: Path,
+    class_names: tuple[str, ...],
+    data: DataSpec,
+    thresholds: Sequence[float],
+    confidence: Confidence,
 ) -> tuple[Path, Path]:
     labels, description = folder / "labels.txt", folder / "model.json"
     labels.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
@@ -133,12 +204,17 @@ def _write_assets(
         "tensorflow_version": tf.__version__,
         "class_names": list(class_names),
         **data.model_dump(mode="json", include={*PIXEL_SETTINGS, "max_image_pixels"}),
+        "temperature": confidence.temperature,
     }
     if data.labels == "multi":
-        content |= {
-            "format_version": MULTI_LABEL_VERSION,
-            "labels": data.labels,
-            "thresholds": dict(zip(class_names, thresholds, strict=True)),
+        content |= {"labels": data.labels, "thresholds": dict(zip(class_names, thresholds, strict=True))}
+    if (detector := confidence.detector) is not None:
+        content["rejection"] = {
+            "method": detector.method,
+            "level": detector.level,
+            "calibration_images": len(detector.calibration),
+            "training_images": len(detector.names),
+            "selection_auroc": confidence.selection,
         }
     description.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels, description

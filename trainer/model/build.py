@@ -9,6 +9,7 @@ import keras
 
 from trainer.model.airbench import airbench_logits
 from trainer.model.dropout import number_dropouts
+from trainer.model.features import MIRROR
 from trainer.model.layers import Kernels
 from trainer.model.plain import plain_logits
 from trainer.model.pretrained import pretrained_logits
@@ -63,6 +64,6 @@ def build_inference_model(
     if not spec.average_mirror:
         return model
     pixels = keras.Input(model.input_shape[1:], name="pixels")
-    mirrored = keras.layers.Lambda(lambda x: keras.ops.flip(x, axis=2), name="mirror")(pixels)
+    mirrored = keras.layers.Lambda(lambda x: keras.ops.flip(x, axis=2), name=MIRROR)(pixels)
     logits = keras.layers.Average(name="logits")([model(pixels), model(mirrored)])
     return keras.Model(pixels, logits, name=f"{spec.family}_with_mirror")

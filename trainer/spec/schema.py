@@ -230,8 +230,28 @@ class PublishSpec(Checked):
     """Price of all machines per hour, for comparisons of runs; `trainer submit` sets the list price."""
 
 
+class ExportSpec(Checked):
+    """The exported model."""
+
+    reject_below: float | None = Field(0.05, ge=0.0, lt=1.0)
+    """Significance level of the rejection of images that are unlike the training images: about this fraction
+    of images like them is rejected too. 0 computes the p-values and rejects nothing; null exports a model
+    without them. See docs/unknown-images.md."""
+
+    @field_validator("reject_below", mode="before")
+    @classmethod
+    def _accepts_something(cls, value: Any) -> Any:
+        if value in (1, 1.0) and not isinstance(value, bool):
+            raise SettingError(
+                "export.reject_below 1 would reject every image.",
+                "Use a small level, such as 0.05, or null for a model without rejection.",
+                value,
+            )
+        return value
+
+
 class RunSpec(Checked):
-    """A complete run: data, model, training and publication."""
+    """A complete run: data, model, training, export and publication."""
 
     recipe: str | None = None
     """Name of the recipe that the other settings override."""
@@ -248,6 +268,7 @@ class RunSpec(Checked):
     model: ModelSpec = ResidualSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
+    export: ExportSpec = ExportSpec()
     publish: PublishSpec = PublishSpec()
 
     @property

@@ -109,6 +109,14 @@ class Inference:
         outputs: NDArray[Any] = self._outputs(tf.constant(split.pixels.gather(filled))).numpy()
         return outputs[: len(rows)]
 
+    def of_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the outputs for images, uint8 [images, height, width, channels], on this process alone.
+
+        Not for an inference with a cluster of several devices.
+        """
+        batches = self._batches(len(pixels), pixels.shape[1:])
+        return np.concatenate([self._outputs(tf.constant(pixels[rows])).numpy() for rows in batches])
+
     def _raise_if_stopped(self, turn: int, is_stopped: bool) -> None:
         """Raise StoppedError if this or another process has to stop; others are checked every few turns."""
         if self.group.process.process_count > 1:

@@ -31,6 +31,7 @@ from trainer.training.probe import (
     fit_probe,
 )
 from trainer.training.step import Sums, TrainStep, class_weights
+from trainer.training.temperature import fit_temperature
 
 _MEMORY_SHARE = 0.25
 """Share of the smallest device's memory; the rest is for weights, activations and gradients."""
@@ -195,6 +196,8 @@ class PhaseWork:
         row: Row = {"probe/penalty": probe.penalty}
         if probe.held_out is not None:
             row["probe/cross_validated_accuracy"] = compute_accuracy(probe.held_out, labels)
+            if labels.ndim == 1:
+                row["probe/temperature"] = fit_temperature(probe.held_out, labels)
         return row
 
     def _build_sums(self, logits: NDArray[np.float64], labels: NDArray[np.int32]) -> list[Sums]:

@@ -78,14 +78,14 @@ def fit_probe(
     scale = float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())) or 1.0
     scaled = (features - mean) / scale
     sample_weights = np.asarray(weights, np.float64)[labels]
-    with _one_scipy_thread():
+    with one_scipy_thread():
         penalty, held_out = _choose_penalty(scaled, labels, sample_weights, len(weights), folds, is_stopped)
         kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
     kernel = kernel / scale
     return Probe(kernel, bias - mean @ kernel, penalty, held_out)
 
 
-def _one_scipy_thread() -> AbstractContextManager[object]:
+def one_scipy_thread() -> AbstractContextManager[object]:
     """Limit SciPy's own BLAS library to one thread.
 
     The optimizer uses it for vectors only. Its idle threads spin, and the matrix products of NumPy, which
