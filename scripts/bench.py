@@ -5,6 +5,7 @@
     python scripts/bench.py extraction --data PETS    features of a backbone / the bare forward pass
     python scripts/bench.py finetuning --data PETS    training of its last stage / the bare step
     python scripts/bench.py cached --data PETS   a second training on cached features, in seconds
+    python scripts/bench.py served --data PETS --batch 1    an answer with rejection / a bare one
     python scripts/bench.py memory               resident memory, data of ten times the cache
     python scripts/bench.py help                 `trainer --help`
 
@@ -49,6 +50,7 @@ def main() -> None:
         help="epochs of both sides, for a quick check; by default the recipe's, and the paper's 15",
     )
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=1, help="images per request of `served`")
     parser.add_argument(
         "--precision",
         choices=["float32", "bfloat16", "auto"],
@@ -143,6 +145,17 @@ def bench_cached(arguments: argparse.Namespace) -> None:
     print(f"training {first:.1f} s; again with another seed {second:.1f} s, the second process {whole:.1f} s")
 
 
+def bench_served(arguments: argparse.Namespace) -> None:
+    """Compare milliseconds per image of an exported model with those of one without rejection."""
+    from trainer.cli.bootstrap import prepare_libraries
+
+    prepare_libraries()
+    import bench.served as benchmark
+
+    served, bare = benchmark.prepare(find_data_folder(arguments.data), arguments.batch)
+    compare("with rejection, ms/image", "without, ms/image", served, bare, arguments.pairs)
+
+
 def bench_memory(arguments: argparse.Namespace) -> None:
     """Print the peak resident memory of reading data of the size of the cache budget, and ten times that."""
     import bench.memory as benchmark
@@ -227,6 +240,7 @@ BENCHMARKS = {
     "extraction": bench_extraction,
     "finetuning": bench_finetuning,
     "cached": bench_cached,
+    "served": bench_served,
     "memory": bench_memory,
     "help": bench_help,
 }

@@ -59,12 +59,10 @@ def decode_batch(image_bytes: tf.Tensor, form: PixelFormat, max_pixels: int) -> 
         return _decode_rows((image_bytes,), ~is_jpeg, partial(_decode_any, form=form, limit=max_pixels), form)
 
     # The functions of a pipeline are instantiated in every call, so JPEGs have a small one of their own.
-    pixels, is_decoded, heights, widths = tf.cond(
-        tf.reduce_all(is_jpeg),
-        decode_jpegs,
-        lambda: tf.cond(
-            tf.reduce_any(is_jpeg), lambda: _merge(decode_jpegs(), decode_others()), decode_others
-        ),
+    nothing = partial(_skip_rows, tf.size(is_jpeg), form)
+    pixels, is_decoded, heights, widths = _merge(
+        tf.cond(tf.reduce_any(is_jpeg), decode_jpegs, nothing),
+        tf.cond(tf.reduce_all(is_jpeg), nothing, decode_others),
     )
     is_large = heights * widths > max_pixels
     errors = tf.cond(
@@ -83,6 +81,12 @@ def _orientations(image_bytes: tf.Tensor) -> tf.Tensor:
         lambda: tf.map_fn(jpeg_orientation, image_bytes, fn_output_signature=tf.TensorSpec([], tf.int32)),
         lambda: tf.ones_like(has_exif, tf.int32),
     )
+
+
+def _skip_rows(count: tf.Tensor, form: PixelFormat) -> _Rows:
+    """Return rows without an image."""
+    zeros = tf.zeros([count], tf.int64)
+    return tf.zeros([count, *form.shape], tf.uint8), tf.zeros([count], tf.bool), zeros, zeros
 
 
 def _merge(first: _Rows, second: _Rows) -> _Rows:

@@ -47,6 +47,14 @@ class Confidence:
     """AUROC by method and by kind of image, by which the method of the detector was chosen."""
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """Functions that the signatures share. As attributes of the module they would be saved once more."""
+
+    decode: tf.types.experimental.ConcreteFunction
+    infer: tf.types.experimental.ConcreteFunction
+
+
 class ServedModel(tf.Module):  # type: ignore[misc]
     """The inference model with decoding before it and labels after it."""
 
@@ -70,6 +78,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         self.thresholds = tf.constant(thresholds, tf.float32)
         self.model = build_feature_model(model)
         self.data = data
+        self._shared = _Shared(self._trace_decoding(), self._trace_model())
         self.labels = tf.constant(class_names)
         paths = _write_assets(assets, class_names, data, thresholds, self.confidence)
         self.assets = [tf.saved_model.Asset(str(path)) for path in paths]
@@ -82,7 +91,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         are converted for training and by `trainer predict` are errors here, see `decode_image`. An
         orientation is ignored only if a JPEG, PNG or WebP has it just in XMP or in text chunks.
         """
-        pixels, errors = self._decode(image_bytes)
+        pixels, errors = self._shared.decode(image_bytes)
         is_good = tf.equal(errors, "")
         outputs = {
             name: tf.where(tf.reshape(is_good, [-1] + [1] * (len(values.shape) - 1)), values, _empty(values))
@@ -90,10 +99,22 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         }
         return {**outputs, "error": errors}
 
-    def _decode(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # Decoders are CPU kernels; pinning avoids copies to an accelerator and back.
-        with tf.device("/CPU:0"):
-            return decode_batch(image_bytes, self.data.pixel_format, self.data.max_image_pixels)
+    def _trace_decoding(self) -> tf.types.experimental.ConcreteFunction:
+        def decode(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # Decoders are CPU kernels; pinning avoids copies to an accelerator and back.
+            with tf.device("/CPU:0"):
+                return decode_batch(image_bytes, self.data.pixel_format, self.data.max_image_pixels)
+
+        encoded = tf.TensorSpec([None], tf.string)
+        return tf.function(decode, input_signature=[encoded], autograph=False).get_concrete_function()
+
+    def _trace_model(self) -> tf.types.experimental.ConcreteFunction:
+        def infer(pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            features, logits = self.model(pixels, training=False)
+            return features, logits
+
+        pixels = tf.TensorSpec([None, *self.data.pixel_format.shape], tf.float32)
+        return tf.function(infer, input_signature=[pixels], autograph=False).get_concrete_function()
 
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         """Classify pixels, float32 [batch, height, width, channels] in 0..255: grey, RGB or RGBA.
@@ -104,7 +125,7 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         for the others. With a detector, also `known`, float32 [batch], the p-value of the image among those
         that are like the training images, and `accepted`, bool [batch], whether it reaches the level.
         """
-        features, logits = self.model(pixels, training=False)
+        features, logits = self._shared.infer(pixels)
         return {**self._label(logits), **self._recognize(features)}
 
     def _label(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -133,8 +154,8 @@ class ServedModel(tf.Module):  # type: ignore[misc]
         """
         if self.confidence.detector is None:
             raise ValueError("A model without a detector has no training images.")
-        pixels, errors = self._decode(image_bytes)
-        features, _ = self.model(tf.cast(pixels, tf.float32), training=False)
+        pixels, errors = self._shared.decode(image_bytes)
+        features, _ = self._shared.infer(tf.cast(pixels, tf.float32))
         names, distances = self.confidence.detector.nearest(features, NEAREST_COUNT)
         return {"names": names, "distances": distances, "error": errors}
 
