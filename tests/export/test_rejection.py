@@ -18,9 +18,9 @@ import tensorflow as tf
 from PIL import Image
 
 from trainer.cli.predict import predict_command
-from trainer.data.decode import decode_and_resize
+from trainer.data.decode import count_gif_pixels, decode_and_resize
 from trainer.data.decode_batch import declared_sides, decode_batch
-from trainer.data.header import declared_size
+from trainer.data.header import declared_size, gif_frames
 from trainer.errors import TrainerError
 from trainer.evaluate.unknown import fit_detector
 from trainer.export import Confidence, Golden, export_model, load_model, verify_export
@@ -224,6 +224,22 @@ def test_batches_are_decoded_to_the_same_pixels_as_for_training() -> None:
         assert set(errors.numpy()) == {b""}
         for row, image in zip(pixels.numpy(), images, strict=True):
             np.testing.assert_array_equal(row, decode_and_resize(tf.constant(image), form))
+
+
+def test_frames_of_a_gif_count_towards_the_limit_of_pixels() -> None:
+    frames = [Image.fromarray(np.full((100, 100), 40 * n, np.uint8)) for n in range(6)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    noisy = encoded("GIF", size=(200, 200))
+    data = tf.constant([file.getvalue(), noisy])
+    assert sum(frame.width * frame.height for frame in gif_frames(file.getvalue())) == 60_000
+    form = load_spec(settings=["data.image_size=16"]).data.pixel_format
+    assert set(decode_batch(data, form, 60_000)[1].numpy()) == {b""}
+    pixels, errors = decode_batch(data, form, 59_999)
+    assert errors.numpy().tolist() == [b"too large: its frames have more than 59999 pixels together", b""]
+    assert not pixels.numpy()[0].any()
+    assert int(count_gif_pixels(data[0], 100_000)) == 60_000
+    assert int(count_gif_pixels(data[1], 100_000)) == 40_000
 
 
 def test_declared_sides_equal_those_that_python_reads() -> None:

@@ -310,7 +310,6 @@ def _first_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     Only extensions can precede it (GIF89a specification, appendix A).
     """
     flags, size = peek(data, 10, 1)[0], size_of(data)
-    table = choose(flags & 0x80 > 0, 3 * tf.bitwise.left_shift(tf.constant(2, tf.int64), flags & 7), 0)
 
     def is_before(position: tf.Tensor, inside: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
         return (position < size) & (inside | (peek(data, position, 1)[0] == _EXTENSION))
@@ -324,11 +323,52 @@ def _first_frame(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     position, _, is_transparent = tf.while_loop(
         is_before,
         advance,
-        (13 + table, tf.constant(False), tf.constant(False)),
+        (13 + _table_bytes(flags), tf.constant(False), tf.constant(False)),
         maximum_iterations=_MAX_BLOCKS,
         parallel_iterations=1,
     )
     return position, is_transparent
+
+
+_MAX_GIF_BLOCKS = 200_000
+_DESCRIPTOR = 0x2C
+
+
+def count_gif_pixels(data: tf.Tensor, most: int) -> tf.Tensor:
+    """Return the number of pixels in all frames of a GIF (string scalar), int64 scalar.
+
+    The decoder unpacks all frames. The count stops above `most`. A file with too many blocks to count has
+    `most` + 1 pixels.
+    """
+    flags, size = peek(data, 10, 1)[0], size_of(data)
+
+    def is_before(position: tf.Tensor, inside: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+        kind = peek(data, position, 1)[0]
+        is_block = inside | (kind == _EXTENSION) | (kind == _DESCRIPTOR)
+        return (position < size) & is_block & (pixels <= most)
+
+    def advance(position: tf.Tensor, inside: tf.Tensor, pixels: tf.Tensor) -> _State:
+        head = peek(data, position, 10)
+        is_frame = ~inside & (head[0] == _DESCRIPTOR)
+        # The descriptor, a table of colours, and the code size of LZW precede the blocks of a frame.
+        step = tf.where(is_frame, 11 + _table_bytes(head[9]), 2)
+        frame = little(head[5:7]) * little(head[7:9])
+        following = position + tf.where(inside, 1 + head[0], step)
+        return following, ~inside | (head[0] > 0), pixels + tf.where(is_frame, frame, 0)
+
+    position, inside, pixels = tf.while_loop(
+        is_before,
+        advance,
+        (13 + _table_bytes(flags), tf.constant(False), tf.constant(0, tf.int64)),
+        maximum_iterations=_MAX_GIF_BLOCKS,
+        parallel_iterations=1,
+    )
+    return tf.where(is_before(position, inside, pixels), tf.constant(most + 1, tf.int64), pixels)
+
+
+def _table_bytes(flags: tf.Tensor) -> tf.Tensor:
+    """Return the size of the colour table that a flags byte declares, int64 scalar."""
+    return choose(flags & 0x80 > 0, 3 * tf.bitwise.left_shift(tf.constant(2, tf.int64), flags & 7), 0)
 
 
 _PLAIN, _BITFIELDS = 0, 3

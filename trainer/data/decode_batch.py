@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from trainer.data.decode import (
     RATIOS,
+    count_gif_pixels,
     decode_and_resize,
     decode_jpeg,
     decode_reduced,
@@ -36,10 +37,10 @@ _NAMES = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 _PARALLEL_IMAGES = 4
 """Images of one request that are decoded at once; requests are also served in parallel."""
 
-_Decoded = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-# pixels, declared height and width
-_Rows = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
-# pixels, whether the image was decoded, declared heights and widths
+_Decoded = tuple[tf.Tensor, tf.Tensor]
+# pixels; declared height, width and number of pixels, int64 [3]
+_Rows = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+# pixels, whether the image was decoded, the declared sizes, int64 [batch, 3]
 
 
 def decode_batch(image_bytes: tf.Tensor, form: PixelFormat, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -60,15 +61,15 @@ def decode_batch(image_bytes: tf.Tensor, form: PixelFormat, max_pixels: int) -> 
 
     # The functions of a pipeline are instantiated in every call, so JPEGs have a small one of their own.
     nothing = partial(_skip_rows, tf.size(is_jpeg), form)
-    pixels, is_decoded, heights, widths = _merge(
+    pixels, is_decoded, sizes = _merge(
         tf.cond(tf.reduce_any(is_jpeg), decode_jpegs, nothing),
         tf.cond(tf.reduce_all(is_jpeg), nothing, decode_others),
     )
-    is_large = heights * widths > max_pixels
+    is_large = sizes[:, 2] > max_pixels
     errors = tf.cond(
         tf.reduce_all(is_decoded & ~is_large),
         lambda: tf.zeros_like(image_bytes),
-        lambda: _describe_errors(image_bytes, is_decoded, heights, widths, max_pixels),
+        lambda: _describe_errors(image_bytes, is_decoded, sizes, max_pixels),
     )
     return pixels, errors
 
@@ -85,14 +86,14 @@ def _orientations(image_bytes: tf.Tensor) -> tf.Tensor:
 
 def _skip_rows(count: tf.Tensor, form: PixelFormat) -> _Rows:
     """Return rows without an image."""
-    zeros = tf.zeros([count], tf.int64)
-    return tf.zeros([count, *form.shape], tf.uint8), tf.zeros([count], tf.bool), zeros, zeros
+    sizes = tf.zeros([count, 3], tf.int64)
+    return tf.zeros([count, *form.shape], tf.uint8), tf.zeros([count], tf.bool), sizes
 
 
 def _merge(first: _Rows, second: _Rows) -> _Rows:
     """Return the rows of both parts, each of which has zeros in the rows of the other."""
-    pixels, decoded, heights, widths = zip(first, second, strict=True)
-    return tf.add(*pixels), tf.logical_or(*decoded), tf.add(*heights), tf.add(*widths)
+    pixels, decoded, sizes = zip(first, second, strict=True)
+    return tf.add(*pixels), tf.logical_or(*decoded), tf.add(*sizes)
 
 
 def _decode_rows(
@@ -109,17 +110,17 @@ def _decode_rows(
         lambda row, *values: (row, *decode(*values)), num_parallel_calls=_PARALLEL_IMAGES, deterministic=False
     ).ignore_errors(log_warning=False)
     # A batch without elements is an error, so an element for a row after the last one is added.
-    zero = tf.constant(0, tf.int64)
-    end = tf.data.Dataset.from_tensors((count, tf.zeros(form.shape, tf.uint8), zero, zero))
+    blank = (tf.zeros(form.shape, tf.uint8), tf.zeros([3], tf.int64))
+    end = tf.data.Dataset.from_tensors((count, *blank))
     batch = decoded.concatenate(end).batch(count + 1).with_options(_options())
-    good, pixels, heights, widths = batch.get_single_element()
+    good, pixels, sizes = batch.get_single_element()
 
     def spread(values: tf.Tensor, shape: tuple[int, ...] = ()) -> tf.Tensor:
         whole = tf.concat([[count + 1], np.array(shape, np.int64)], 0)
         return tf.ensure_shape(tf.scatter_nd(good[:, None], values, whole)[:-1], [None, *shape])
 
     is_decoded = spread(tf.ones_like(good)) > 0
-    return spread(pixels, form.shape), is_decoded, spread(heights), spread(widths)
+    return spread(pixels, form.shape), is_decoded, spread(sizes, (3,))
 
 
 def _options() -> tf.data.Options:
@@ -132,7 +133,7 @@ def _options() -> tf.data.Options:
 
 
 def _decode_jpeg(data: tf.Tensor, orientation: tf.Tensor, form: PixelFormat, limit: int) -> _Decoded:
-    """Return the pixels of a JPEG, as `decode_and_resize` does, and the sides that it declares."""
+    """Return the pixels of a JPEG, as `decode_and_resize` does, and the size that it declares."""
     height, width = tf.unstack(tf.cast(tf.io.extract_jpeg_shape(data)[:2], tf.int64))
 
     def decode_whole() -> tf.Tensor:
@@ -145,18 +146,36 @@ def _decode_jpeg(data: tf.Tensor, orientation: tf.Tensor, form: PixelFormat, lim
         branches += [partial(decode_reduced, data, ratio, form, orientation) for ratio in RATIOS]
     index = tf.where(height * width > limit, len(branches), index)
     pixels = tf.switch_case(index, [*branches, lambda: tf.zeros(form.shape, tf.uint8)])
-    return tf.ensure_shape(pixels, form.shape), height, width
+    return tf.ensure_shape(pixels, form.shape), tf.stack([height, width, height * width])
 
 
 def _decode_any(data: tf.Tensor, form: PixelFormat, limit: int) -> _Decoded:
-    """Return the pixels of an image in any of the formats, and the sides that it declares."""
+    """Return the pixels of an image in any of the formats, and the size that it declares."""
     height, width = declared_sides(data)
+    count = height * width
+    is_gif = tf.equal(tf.strings.substr(data, 0, len(_GIF)), _GIF)
+    count = tf.cond(
+        is_gif & (count <= limit), lambda: tf.maximum(count, _bound_gif_pixels(data, limit)), lambda: count
+    )
     pixels = tf.cond(
-        height * width > limit,
+        count > limit,
         lambda: tf.zeros(form.shape, tf.uint8),
         lambda: decode_and_resize(data, form),
     )
-    return tf.ensure_shape(pixels, form.shape), height, width
+    return tf.ensure_shape(pixels, form.shape), tf.stack([height, width, count])
+
+
+def _bound_gif_pixels(data: tf.Tensor, limit: int) -> tf.Tensor:
+    """Return at least the pixels of all frames of a GIF but the first, or 0 if they are certainly few.
+
+    Counting follows all blocks of the file, so it is done only where the bytes that may begin a frame, a zero
+    that ends the blocks before it and a comma, declare more than `limit` pixels in all.
+    """
+    values = tf.cast(tf.io.decode_raw(data, tf.uint8), tf.int64)
+    starts = tf.where((values[:-10] == 0) & (values[1:-9] == 0x2C))[:, 0]
+    width, height, wide, high = (tf.gather(values, starts + offset) for offset in (6, 8, 7, 9))
+    declared = tf.reduce_sum((width + 256 * wide) * (height + 256 * high))
+    return tf.cond(declared > limit, lambda: count_gif_pixels(data, limit), lambda: tf.constant(0, tf.int64))
 
 
 def declared_sides(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -211,7 +230,7 @@ def _webp_sides(head: tf.Tensor) -> tf.Tensor:
 
 
 def _describe_errors(
-    image_bytes: tf.Tensor, is_decoded: tf.Tensor, heights: tf.Tensor, widths: tf.Tensor, limit: int
+    image_bytes: tf.Tensor, is_decoded: tf.Tensor, declared: tf.Tensor, limit: int
 ) -> tf.Tensor:
     """Return the error of each image, string [batch]; empty for a good one."""
     kinds = tf.map_fn(
@@ -220,10 +239,13 @@ def _describe_errors(
         fn_output_signature=tf.TensorSpec([], tf.int32),
     )
     names = tf.gather([*_NAMES, "image"], kinds)
+    heights, widths, counts = tf.unstack(declared, axis=1)
     sides = tf.strings.join([tf.strings.as_string(widths), tf.strings.as_string(heights)], " x ")
     large = tf.strings.join(["too large: declares ", sides, f" pixels, over the limit of {limit} pixels"])
     damaged = tf.strings.join(["damaged or truncated: the ", names, " cannot be decoded"])
     failed = tf.where(kinds == len(_NAMES), "not a JPEG, PNG, GIF, BMP or WebP image", damaged)
     failed = tf.where(tf.equal(image_bytes, b""), "empty file", failed)
     errors = tf.where(is_decoded, "", failed)
-    return tf.where(heights * widths > limit, large, errors)
+    many = f"too large: its frames have more than {limit} pixels together"
+    large = tf.where(heights * widths > limit, large, many)
+    return tf.where(counts > limit, large, errors)
