@@ -7,7 +7,9 @@
 PETS is cats_and_dogs_filtered.zip, CIFAR is cifar10_images.zip. `far` separates the validation images of
 PETS from eight classes of CIFAR, gratings, noise and crops of the photos of scikit-learn. `near` separates
 cats and dogs of CIFAR from its vehicles and its other animals. `left-out` separates six classes of CIFAR from
-the other four. The detector is fitted as in a run: its method is chosen on synthetic images and left-out classes of the
+the other four.
+
+The detector is fitted as in a run: its method is chosen on synthetic images and left-out classes of the
 training images, and its level is 5%. Prints the AUROC of each method and of the confidence, and the rejected
 shares.
 """

@@ -64,7 +64,7 @@ def test_run_is_complete_and_its_metrics_follow_from_its_predictions(run: Path) 
 
 def test_saved_model_returns_the_labels_that_reach_their_thresholds(run: Path) -> None:
     about = json.loads((run / "model" / "assets" / "model.json").read_text())
-    assert (about["labels"], about["format_version"], list(about["thresholds"])) == ("multi", 2, list(SHAPES))
+    assert (about["labels"], about["format_version"], list(about["thresholds"])) == ("multi", 3, list(SHAPES))
     by_split = {part.split: part for part in read_predictions(run / "predictions.csv")}
     predictions = by_split["validation"]
     images = [(run.parents[1] / "data" / name).read_bytes() for name in predictions.names]

@@ -284,6 +284,9 @@ def _cards(inputs: ReportInputs, verdict: Verdict) -> list[Card]:
     ]
     if f"{split}/roc_auc" in metrics:
         cards.append(Card("ROC AUC", format_share(metrics[f"{split}/roc_auc"]), "0.5 is guessing"))
+    if f"{split}/selective_accuracy" in metrics:
+        coverage, accuracy = metrics[f"{split}/coverage"], metrics[f"{split}/selective_accuracy"]
+        cards.append(Card("Accepted", format_share(coverage), f"of the images, with accuracy {accuracy:.3f}"))
     epochs = format_count(len(inputs.history), "epoch")
     return [
         *cards,

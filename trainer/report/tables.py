@@ -28,6 +28,10 @@ _OVERALL = (
     ("log_loss", "log loss"),
     ("brier", "Brier score"),
     ("calibration_error", "calibration error"),
+    ("calibration_error_cross_fitted", "calibration error (cross-fitted temperature)"),
+    ("calibration_error_uncalibrated", "calibration error without temperature"),
+    ("coverage", "coverage (share of accepted images)"),
+    ("selective_accuracy", "accuracy on the accepted images"),
 )
 
 
