@@ -98,7 +98,8 @@ def evaluate_source(
     Raises UsageError for a setting that does not exist or cannot be changed.
     """
     for setting in settings:
-        if not setting.startswith("data.") or setting.partition("=")[0].strip() in _FIXED_BY_MODEL:
+        key = ".".join(setting.partition("=")[0].strip().split(".")[:2])
+        if not setting.startswith("data.") or key in _FIXED_BY_MODEL:
             raise UsageError(
                 "This setting cannot be changed for an evaluation.",
                 "Use a setting of how the data are read, such as data.layout=folders. The type of labels, "

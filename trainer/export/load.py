@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.errors import DataError, UsageError
-from trainer.export.served import FORMAT_VERSION, MULTI_LABEL_VERSION
+from trainer.export.served import DENOISE_VERSION, FORMAT_VERSION, MULTI_LABEL_VERSION
 from trainer.spec import PIXEL_SETTINGS, DataSpec
 
 _MATH = """
@@ -318,9 +318,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UsageError(
             "The SavedModel was not exported by trainer, so its inputs are unknown.", _REMEDY, received=folder
         ) from None
-    if version not in (FORMAT_VERSION, MULTI_LABEL_VERSION):
+    if version not in (FORMAT_VERSION, MULTI_LABEL_VERSION, DENOISE_VERSION):
         raise UsageError(
-            f"This version reads only the model formats {FORMAT_VERSION} and {MULTI_LABEL_VERSION}.",
+            f"This version reads only the model formats {FORMAT_VERSION} to {DENOISE_VERSION}.",
             f"Use the version that exported it ({description.get('trainer_version')}), or train again.",
             received=f"format {version}",
         )

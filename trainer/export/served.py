@@ -18,13 +18,13 @@ import tensorflow as tf
 from trainer import __version__
 from trainer.data.decode import decode_and_resize
 from trainer.errors import TemporaryError
-from trainer.spec import PIXEL_SETTINGS, DataSpec
+from trainer.spec import DataSpec
 from trainer.storage.temporary import temporary_folder
 from trainer.training.objective import get_objective
 
-FORMAT_VERSION, MULTI_LABEL_VERSION = 1, 2
+FORMAT_VERSION, MULTI_LABEL_VERSION, DENOISE_VERSION = 1, 2, 3
 """Versions of model.json. A reader of version 1 alone must not take a model with several labels per image for
-one with a single label."""
+one with a single label, and an earlier reader must not decode images without removing their noise."""
 
 
 class ServedModel(tf.Module):  # type: ignore[misc]
@@ -132,7 +132,8 @@ def _write_assets(
         "trainer_version": __version__,
         "tensorflow_version": tf.__version__,
         "class_names": list(class_names),
-        **data.model_dump(mode="json", include={*PIXEL_SETTINGS, "max_image_pixels"}),
+        **data.describe_pixels(),
+        "max_image_pixels": data.max_image_pixels,
     }
     if data.labels == "multi":
         content |= {
@@ -140,5 +141,7 @@ def _write_assets(
             "labels": data.labels,
             "thresholds": dict(zip(class_names, thresholds, strict=True)),
         }
+    if data.denoise is not None:
+        content["format_version"] = DENOISE_VERSION
     description.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels, description
