@@ -23,6 +23,7 @@ from trainer.distributed import ProcessGroup
 from trainer.distributed.devices import Cluster, choose_precision, find_cluster
 from trainer.errors import DataError, UnchangedError, UsageError
 from trainer.evaluate.evaluator import Evaluator, predict_splits, thresholds_of
+from trainer.evaluate.explain import build_explainer
 from trainer.evaluate.metrics import AnyPredictions, compute_metrics
 from trainer.evaluate.prediction_files import write_predictions
 from trainer.export import export_model, make_golden, verify_export
@@ -189,8 +190,12 @@ def finish(prepared: PreparedRun, trained: Trained, folder: RunFolder, screen: S
     screen.on_phase("Writing the report")
     drift = _drift(spec, dataset, folder, screen)
     inputs = report_inputs(
-        folder.name, spec, prepared.environment, dataset, trained.result, trained.predictions, metrics, drift
-    )
+        folder.name, spec, prepared.environment, dataset, trained.result, trained.predictions, metrics, drift,
+        build_explainer(
+            prepared.learner.inference_model, get_objective(spec.data.labels), dataset.class_names,
+            spec.data.labels == "multi",
+        ),
+    )  # fmt: skip
     write = write_label_report if spec.data.labels == "multi" else write_report
     verdict = write(folder.path, inputs)
     require_complete(folder.path)
