@@ -52,7 +52,7 @@ _CORRECT = 6
 _CONFUSIONS = 10
 _CELL_PICTURES, _CELL_SIDE = 6, 112
 """Number and largest side in pixels of the images of each kind of mistake."""
-_EXPLAINED = 3
+_EXPLAINED = 2
 """Mistakes, and as many correct predictions, with an occlusion map."""
 _REJECTED = 20
 _DUPLICATES = 5
