@@ -329,7 +329,8 @@ def _export(
     temporary = folder.path / f".model.{secrets.token_hex(6)}.tmp"
     folder.require_lease()
     export_model(temporary, model, dataset.class_names, spec.data, thresholds)
-    golden = make_golden(model, dataset.held_out, get_objective(spec.data.labels))
+    objective, form = get_objective(spec.data.labels), spec.data.pixel_format
+    golden = make_golden(model, dataset.held_out, objective, form)
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
     precision = f"to {difference:.0e}" if difference else "exactly"

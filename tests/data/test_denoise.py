@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.published_model import export
+from helpers.small_training import split
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -22,7 +23,8 @@ from trainer.data.progress import SilentProgress
 from trainer.errors import UsageError
 from trainer.evaluate.predict import evaluate_source
 from trainer.evaluate.prediction_files import read_predictions
-from trainer.export import load_model
+from trainer.export import export_model, load_model, make_golden, verify_export
+from trainer.model import build_inference_model
 from trainer.spec import PixelFormat, load_spec, parse_spec, spec_digest
 from trainer.spec.denoise import DenoiseSpec
 
@@ -151,6 +153,18 @@ def test_specs_and_models_without_noise_removal_are_those_of_earlier_versions(tm
     assert about["format_version"] == 1
     assert "denoise" not in about
     assert load_model(tmp_path / "model").data.denoise is None
+
+
+def test_export_is_verified_also_if_the_source_has_lost_the_images(tmp_path: Path) -> None:
+    settings = ["data={image_size: 16, resize: crop, crop_fraction: 0.9, denoise: {}}", "model.family=plain"]
+    spec = load_spec(settings=[*settings, "model.filters=[4]"])
+    model = build_inference_model(spec.model, 2, 16)
+    export_model(tmp_path / "model", model, ("dark", "light"), spec.data)
+    held_out = split("validation", 3, 0)  # its files do not exist
+    golden = make_golden(model, held_out, form=spec.data.pixel_format)
+    assert golden.lost == 3
+    assert verify_export(tmp_path / "model", golden) < 1e-6
+    assert (golden.pixels != held_out.pixels.gather(np.arange(3))).any()
 
 
 @pytest.fixture(scope="module")
