@@ -24,6 +24,7 @@ from trainer.distributed.devices import Cluster, choose_precision, find_cluster
 from trainer.errors import DataError, UnchangedError, UsageError
 from trainer.evaluate.confidence import Calibrated, calibrate
 from trainer.evaluate.evaluator import Evaluator, predict_splits, thresholds_of
+from trainer.evaluate.explain import build_explainer
 from trainer.evaluate.metrics import AnyPredictions, compute_metrics
 from trainer.evaluate.prediction_files import write_predictions
 from trainer.export import export_model, make_golden, verify_export
@@ -195,15 +196,11 @@ def finish(prepared: PreparedRun, trained: Trained, folder: RunFolder, screen: S
     screen.on_phase("Writing the report")
     drift = _drift(spec, dataset, folder, screen)
     inputs = report_inputs(
-        folder.name,
-        spec,
-        prepared.environment,
-        dataset,
-        trained.result,
-        calibrated.predictions,
-        metrics,
-        drift,
-    )
+        folder.name, spec, prepared.environment, dataset, trained.result, calibrated.predictions, metrics,
+        drift, build_explainer(
+            model, get_objective(spec.data.labels), dataset.class_names, spec.data.labels == "multi"
+        ),
+    )  # fmt: skip
     write = write_label_report if spec.data.labels == "multi" else write_report
     verdict = write(folder.path, inputs)
     require_complete(folder.path)
@@ -337,7 +334,8 @@ def _export(
     folder.require_lease()
     thresholds, confidence = thresholds_of(calibrated.predictions), calibrated.confidence
     export_model(temporary, model, dataset.class_names, spec.data, thresholds, confidence)
-    golden = make_golden(model, dataset.held_out, get_objective(spec.data.labels), confidence)
+    objective, form = get_objective(spec.data.labels), spec.data.pixel_format
+    golden = make_golden(model, dataset.held_out, objective, confidence, form)
     difference = verify_export(temporary, golden)
     replace_folder(temporary, folder.model)
     precision = f"to {difference:.0e}" if difference else "exactly"

@@ -120,6 +120,52 @@ def test_predict_csv_writes_every_probability_or_the_top_classes(
     assert isinstance(invoke("predict", run, str(photos), "--csv", "answers.txt").exception, UsageError)
 
 
+def test_predict_explain_writes_a_named_png_for_every_image(run: str, photos: Path, tmp_path: Path) -> None:
+    (photos / "cats" / "odd name\N{SNOWMAN}.png").write_bytes((photos / "cats" / "0.png").read_bytes())
+    done = invoke("predict", run, str(photos), "--json", "--explain", str(tmp_path / "maps"))
+    assert f"maps       {tmp_path / 'maps'}, 7 PNG files" in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    files = sorted((tmp_path / "maps").iterdir())
+    for number, (row, file) in enumerate(zip(rows, files, strict=True), start=1):
+        image, label, probability = file.stem.partition("-")[2].rsplit("-", 2)
+        assert file.name.startswith(f"{number:04}-")
+        assert image == Path(row["path"]).stem.replace(" ", "_").replace("\N{SNOWMAN}", "_")
+        assert (label, float(probability)) == (row["label"], round(row["probability"], 3))
+        with Image.open(file) as picture:
+            assert picture.size == (2 * 224 + 8, 224)
+            assert picture.info["Title"] == f"{row['path']}: {label} {probability}"
+    again = invoke("predict", run, str(photos), "--explain", str(tmp_path / "again"))
+    assert again.exit_code == 0
+    for file in files:
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_predict_explain_rejects_files_and_run_folders(run: str, photos: Path, tmp_path: Path) -> None:
+    def refused(folder: Path) -> str:
+        done = invoke("predict", run, str(photos), "--explain", str(folder))
+        assert isinstance(done.exception, UsageError), done.output
+        assert done.stdout == ""
+        return str(done.exception)
+
+    (tmp_path / "file").write_text("text")
+    assert "--explain names a file" in refused(tmp_path / "file")
+    assert refused(tmp_path / "file" / "below")
+    inside = tmp_path / "runs" / "one"
+    inside.mkdir(parents=True)
+    (inside / "starts.jsonl").write_text("{}\n")
+    assert "inside a run" in refused(inside / "maps")
+    assert not (inside / "maps").exists()
+
+
+def test_predict_explain_continues_after_an_unreadable_image(run: str, photos: Path, tmp_path: Path) -> None:
+    (photos / "cats" / "9.jpg").write_bytes(b"no image")
+    arguments = ["predict", run, str(photos / "cats" / "9.jpg"), str(photos / "cats" / "0.png")]
+    done = CliRunner().invoke(cli, [*arguments, "--explain", str(tmp_path / "maps")])
+    assert isinstance(done.exception, DataError)
+    assert "9.jpg: not an image" in done.stderr
+    assert [file.name[:7] for file in (tmp_path / "maps").iterdir()] == ["0001-0-"]
+
+
 def test_evaluate_html_shows_the_confusion_matrix_and_the_mistakes(
     run: str, photos: Path, tmp_path: Path
 ) -> None:

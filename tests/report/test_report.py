@@ -19,13 +19,17 @@ from helpers.report_inputs import (
     make_pixels,
     make_predictions,
 )
+from numpy.typing import NDArray
 
 from trainer.data.items import Rejection
 from trainer.errors import UsageError
+from trainer.evaluate.explain import Explanation
 from trainer.evaluate.metrics import Predictions
 from trainer.report.inputs import ReportInputs
 from trainer.report.page import write_report
 from trainer.spec import dump_spec, load_spec
+
+Pixels = NDArray[np.uint8]
 
 
 def write_page(folder: Path, inputs: ReportInputs) -> Page:
@@ -249,7 +253,7 @@ def test_pictures_are_the_most_confident_mistakes_of_each_split(tmp_path: Path) 
     inputs = make_inputs(skill=1.0, pictures=pictures)
     write_report(tmp_path, inputs)
     held = inputs.predictions["validation"]
-    (of_train, trained), (split, wrong), (_, right) = requested
+    (of_train, trained), (split, wrong), (_, right) = requested[-3:]  # after those of the confused pairs
     assert (of_train, split) == ("train", "validation")
     train = inputs.predictions["train"]
     assert len(trained) == 12
@@ -259,6 +263,47 @@ def test_pictures_are_the_most_confident_mistakes_of_each_split(tmp_path: Path) 
     assert all(held.predicted[index] == held.labels[index] for index in right)
     confidences = [held.confidence[index] for index in wrong]
     assert confidences == sorted(confidences, reverse=True)
+
+
+def test_pictures_of_every_confused_pair_stand_below_the_table(tmp_path: Path) -> None:
+    labels = np.array([0] * 9 + [1] * 9 + [2] * 9, dtype=np.int32)
+    rows = np.eye(3)[labels] * 0.7 + 0.1
+    rows[:8] = (0.2, 0.7, 0.1)  # eight images of a are predicted as b
+    rows[9] = (0.1, 0.2, 0.7)  # one image of b is predicted as c
+    names = tuple(f"{'abc'[label]}/{number}.jpg" for number, label in enumerate(labels))
+    held = Predictions("validation", names, labels, rows, ("a", "b", "c"))
+    predictions = {"train": held, "validation": held}
+    inputs = make_inputs(predictions=predictions, metrics=make_metrics(predictions))
+    page = write_page(tmp_path, inputs)
+    assert "a predicted as b: 6 of 8" in page.text
+    assert "b predicted as c" in page.text
+    text = (tmp_path / "report.html").read_text()
+    cells = re.findall(r'<details class="cell">.*?</details>', text, re.DOTALL)
+    assert [cell.count("<img") for cell in cells] == [6, 1]
+    assert "true: a" in cells[0]
+    assert all(f"a/{number}.jpg" in cells[0].replace("<wbr>", "") for number in range(6))
+
+
+def test_maps_stand_beside_mistakes_and_correct_predictions(tmp_path: Path) -> None:
+    explained: list[Pixels] = []
+
+    def explain(pixels: Pixels) -> Explanation:
+        explained.append(pixels)
+        heat = np.zeros(pixels.shape[:2], np.float32)
+        heat[:20, :20] = 1.0
+        return Explanation(pixels, "cats", 0.9, heat)
+
+    page = write_page(tmp_path, make_inputs(explain=explain))
+    assert "Where the model looked" in page.text
+    assert len(explained) == 4  # two mistakes and two correct predictions
+    maps = [value for value in page.values("alt") if value.startswith("Occlusion map of validation/")]
+    assert len(maps) == 4
+    text = (tmp_path / "report.html").read_text()
+    first, second = re.findall(
+        r'<div class="explained">.*?<img src="([^"]+)".*?<img src="([^"]+)"', text, re.DOTALL
+    )[0]
+    assert first != second
+    assert "Where the model looked" not in write_page(tmp_path / "without", make_inputs()).text
 
 
 def test_small_pictures_are_lossless(tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ def spec(key: str, as_json: bool) -> None:
     epilog=examples(
         "trainer predict runs/first photo.jpg holiday/",
         "trainer predict runs/first gs://my-bucket/pets --top 3 --csv pets.csv",
+        "trainer predict runs/first photo.jpg --explain maps",
     )
 )
 @click.argument("model", metavar="RUN_OR_MODEL")
@@ -267,6 +268,11 @@ def spec(key: str, as_json: bool) -> None:
     "--csv",
     metavar="FILE",
     help="Write the predictions to a .csv file or gs:// URI instead of printing them.",
+)
+@click.option(
+    "--explain",
+    metavar="DIR",
+    help="Also write a PNG per image to this folder or gs:// URI: what the prediction depends on.",
 )
 @click.option("--top", metavar="K", type=click.IntRange(1), help="Show the K most probable classes.")
 @click.option(

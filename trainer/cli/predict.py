@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _LOG_SECONDS = 30.0
 _MOST_BYTES = 1 << 30
+_NAME_BYTES = 60
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class PredictOptions:
     """Minimum probability of a prediction; None: the best class, or the thresholds of the model."""
     csv: str | None = None
     """File or gs:// URI that the predictions are written to instead of being printed."""
+    explain: str | None = None
+    """Folder or gs:// URI for a picture of each image with the occlusion map of its prediction."""
 
 
 class Answer(NamedTuple):
@@ -77,6 +80,7 @@ def predict_command(
 
     options = options or PredictOptions()
     target = _csv_file(options)
+    maps = None if options.explain is None else _MapFolder(options.explain)
     unusable: list[Rejection] = []
     failures: list[TrainerError] = []
     with Console(_LOG_SECONDS, stderr=True) as console:
@@ -92,6 +96,10 @@ def predict_command(
                 click.echo(f"{names[path]}: {result}", err=True)
                 unusable.append(Rejection(names[path], result))
             else:
+                if maps is not None and (problem := maps.add(model, path, names[path])):
+                    click.echo(f"{names[path]}: {problem}", err=True)
+                    unusable.append(Rejection(names[path], problem))
+                    continue
                 yield _build_answer(names[path], result, model, options)
 
     is_multi = model.data.labels == "multi"
@@ -100,6 +108,8 @@ def predict_command(
     else:
         columns = (model.class_names, is_multi, options.top, model.level is not None)
         _write_csv(*target, _as_csv(answers(), *columns))
+    if maps is not None:
+        click.echo(f"maps       {shown_address(maps.store.uri)}, {maps.count} PNG files", err=True)
     links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
@@ -110,6 +120,44 @@ def _build_answer(name: str, result: FileAnswer, model: LoadedModel, options: Pr
     probabilities = dict(zip(model.class_names, map(float, result.probabilities), strict=True))
     labels = predicted_labels(probabilities, model, options)
     return Answer(name, labels, probabilities, result.known, result.accepted)
+
+
+class _MapFolder:
+    """Folder of `--explain`, with one picture per image: NUMBER-IMAGE-LABEL-PROBABILITY.png."""
+
+    def __init__(self, uri: str) -> None:
+        """Raises UsageError for a file, for a folder in a run, and for a folder that is not writable."""
+        from trainer.runs import require_outside_runs
+        from trainer.storage import open_store
+        from trainer.storage.store import is_bucket
+
+        if not is_bucket(uri) and os.path.exists(uri) and not os.path.isdir(uri):
+            raise UsageError(
+                "--explain names a file.", "Give the name of a folder.", received=f"{shown_address(uri)!r}"
+            )
+        self.store = open_store(uri)
+        require_outside_runs(self.store, "The folder")
+        self.store.require_writable()
+        self.count = 0
+
+    def add(self, model: LoadedModel, path: Path, name: str) -> str:
+        """Write the picture of the image at `path`; return why there is none, or an empty text."""
+        from trainer.evaluate.predict import explain_file
+        from trainer.report.heat import encode_pair
+
+        explanation = explain_file(model, path)
+        if isinstance(explanation, str):
+            return explanation
+        self.count += 1
+        parts = (_file_part(path.stem), _file_part(explanation.label), f"{explanation.probability:.3f}")
+        self.store.write(f"{self.count:04}-{'-'.join(parts)}.png", encode_pair(explanation, name))
+        return ""
+
+
+def _file_part(text: str) -> str:
+    """Return `text` without characters that a file system could refuse, shortened to 60 bytes."""
+    usual = re.sub(r"[^\w.]+", "_", text).encode()[:_NAME_BYTES]
+    return usual.decode("utf-8", "ignore") or "_"
 
 
 def _require_usable(unusable: int, failures: Sequence[TrainerError], images: int) -> None:

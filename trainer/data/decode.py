@@ -15,6 +15,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer.data.colours import from_rgb, from_rgba, premultiplied, unpremultiplied
+from trainer.data.denoise import remove_noise
 from trainer.data.exif import (
     choose,
     contains,
@@ -60,7 +61,12 @@ def find_window(sides: tf.Tensor, form: PixelFormat) -> Window:
 
 
 def fill(image: tf.Tensor, window: Window, form: PixelFormat) -> tf.Tensor:
-    """Pad `image`, uint8 of the window's inner sides, with black on all sides: uint8 of `form.shape`."""
+    """Pad `image`, uint8 of the window's inner sides, with black on all sides: uint8 of `form.shape`.
+
+    Noise is removed first, so that the border neither blurs nor counts.
+    """
+    if form.denoise is not None:
+        image = remove_noise(image, form.denoise)
     outer = tf.constant(form.shape[:2])
     before = (outer - window.inner) // 2
     margins = tf.concat([tf.stack([before, outer - window.inner - before], axis=1), [[0, 0]]], axis=0)

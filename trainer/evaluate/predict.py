@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from trainer.data.convert import Prepared, prepare
 from trainer.data.dataset import Split
 from trainer.data.header import reason_of_failure
+from trainer.data.ingest import build_to_pixels
 from trainer.data.items import Rejection
 from trainer.data.load import load_labelled
 from trainer.data.progress import Progress
 from trainer.data.readers.read_result import find_rejection, list_files
 from trainer.data.statistics import count_trained
 from trainer.errors import DataError, UsageError
+from trainer.evaluate.explain import Explanation, explain
 from trainer.evaluate.metrics import AnyPredictions, compute_metrics, predictions_of
 from trainer.export import LoadedModel
 from trainer.sanitize import printable, shown_address
@@ -93,6 +96,18 @@ def classify_files(
         yield from zip(batch, _classify(contents, model), strict=True)
 
 
+def explain_file(model: LoadedModel, path: Path) -> Explanation | str:
+    """Return the explanation of the prediction for the image at `path`, or why there is none."""
+    prepared = _read(path, model.data.max_image_pixels)
+    if prepared.reason:
+        return prepared.reason
+    try:
+        pixels = build_to_pixels(model.data.pixel_format)("image", [prepared.data])[0]
+    except tf.errors.InvalidArgumentError:
+        return reason_of_failure(prepared.data)
+    return explain(model.classify_pixels, pixels, model.class_names, model.data.labels == "multi")
+
+
 def evaluate_source(
     model: LoadedModel,
     source: str,
@@ -111,7 +126,8 @@ def evaluate_source(
     Raises UsageError for a setting that does not exist or cannot be changed.
     """
     for setting in settings:
-        if not setting.startswith("data.") or setting.partition("=")[0].strip() in _FIXED_BY_MODEL:
+        key = ".".join(setting.partition("=")[0].strip().split(".")[:2])
+        if not setting.startswith("data.") or key in _FIXED_BY_MODEL:
             raise UsageError(
                 "This setting cannot be changed for an evaluation.",
                 "Use a setting of how the data are read, such as data.layout=folders. The type of labels, "

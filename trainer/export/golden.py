@@ -23,9 +23,11 @@ import tensorflow as tf
 
 from trainer.data.convert import as_file
 from trainer.data.dataset import Split
+from trainer.data.decode import decode_and_resize
 from trainer.errors import OutOfMemoryError, TrainerError
 from trainer.export.served import Confidence, probabilities_of
 from trainer.model.features import build_feature_model
+from trainer.spec import PixelFormat
 from trainer.storage.temporary import temporary_folder
 from trainer.training.objective import SINGLE, Objective
 
@@ -54,30 +56,39 @@ class Golden:
 
 
 def make_golden(
-    model: keras.Model, split: Split, objective: Objective = SINGLE, confidence: Confidence | None = None
+    model: keras.Model,
+    split: Split,
+    objective: Objective = SINGLE,
+    confidence: Confidence | None = None,
+    form: PixelFormat | None = None,
 ) -> Golden:
     """Return up to 20 images spread evenly over `split`, and the predictions of `model`.
 
-    confidence: what the model is exported with; by default a temperature of 1 and no detector.
+    confidence: what the model is exported with; by default a temperature of 1 and no detector. form:
+    conversion of images to pixels in the exported model; None if it leaves pixels of its size as they are.
+    The pixels of an image that the source has lost are encoded, and so converted a second time.
 
     Predictions are computed from the cached pixels, on the CPU like the check: GPUs round float32 products to
     TF32. They are computed one image at a time, because several large images may not fit in memory.
     """
     rows = np.unique(np.linspace(0, len(split.labels) - 1, _COUNT).round().astype(np.int64))
     pixels = split.pixels.gather(rows).astype(np.float32)
-    confidence = confidence or Confidence()
-    outputs = build_feature_model(model)
-    with tf.device("/CPU:0"):
-        pairs = [outputs(image[None], training=False) for image in pixels]
-        logits = tf.concat([pair[1] for pair in pairs], axis=0)
-        probabilities = probabilities_of(objective, logits, confidence.temperature).numpy()
-        known, tolerance = _recognize(confidence, tf.concat([pair[0] for pair in pairs], axis=0))
     encoded = [_encoded(split, int(row)) for row in rows]
     # The source may be unavailable when training ends, which must not fail the run.
     images = tuple(
         bytes(tf.io.encode_png(image.astype(np.uint8)).numpy()) if data is None else data
         for data, image in zip(encoded, pixels, strict=True)
     )
+    confidence = confidence or Confidence()
+    outputs = build_feature_model(model)
+    with tf.device("/CPU:0"):
+        for number, data in enumerate(encoded):
+            if data is None and form is not None:
+                pixels[number] = decode_and_resize(tf.constant(images[number]), form).numpy()
+        pairs = [outputs(image[None], training=False) for image in pixels]
+        logits = tf.concat([pair[1] for pair in pairs], axis=0)
+        probabilities = probabilities_of(objective, logits, confidence.temperature).numpy()
+        known, tolerance = _recognize(confidence, tf.concat([pair[0] for pair in pairs], axis=0))
     return Golden(images, pixels, probabilities, known, tolerance, encoded.count(None))
 
 

@@ -22,7 +22,7 @@ from trainer.data.decode_batch import decode_batch
 from trainer.errors import TemporaryError
 from trainer.export.novelty import NoveltyDetector
 from trainer.model.features import build_feature_model
-from trainer.spec import PIXEL_SETTINGS, DataSpec
+from trainer.spec import DataSpec
 from trainer.storage.temporary import temporary_folder
 from trainer.training.objective import Objective, get_objective
 
@@ -224,7 +224,8 @@ def _write_assets(
         "trainer_version": __version__,
         "tensorflow_version": tf.__version__,
         "class_names": list(class_names),
-        **data.model_dump(mode="json", include={*PIXEL_SETTINGS, "max_image_pixels"}),
+        **data.describe_pixels(),
+        "max_image_pixels": data.max_image_pixels,
         "temperature": confidence.temperature,
     }
     if data.labels == "multi":

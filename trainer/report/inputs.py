@@ -16,6 +16,7 @@ from trainer.spec import RunSpec, dump_shown_spec
 
 if TYPE_CHECKING:  # they import TensorFlow, which reports of finished runs do not need
     from trainer.data.dataset import Dataset
+    from trainer.evaluate.explain import Explanation
     from trainer.training import TrainResult
 
 Pixels = npt.NDArray[np.uint8]
@@ -52,6 +53,8 @@ class ReportInputs:
     drift: Drift | None = None
     """Differences from the data of the newest finished run; None unless it has the same source and other
     data."""
+    explain: Callable[[Pixels], Explanation] | None = None
+    """Maps an input of the network, uint8 [height, width, channels], to its explanation; None: no maps."""
     best_epoch: int = 0
     """From 1, as found during training; 0 if none was evaluated, then it is taken from the history."""
 
@@ -65,6 +68,7 @@ def report_inputs(
     predictions: dict[str, AnyPredictions],
     metrics: dict[str, float],
     drift: Drift | None = None,
+    explain: Callable[[Pixels], Explanation] | None = None,
 ) -> ReportInputs:
     """Return the inputs for the report of a training."""
     return ReportInputs(
@@ -83,4 +87,5 @@ def report_inputs(
         keeps_best=spec.train.keeps_best,
         best_epoch=result.best_epoch,
         drift=drift,
+        explain=explain,
     )

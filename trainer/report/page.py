@@ -23,10 +23,18 @@ from trainer.evaluate.metrics import (
 )
 from trainer.report import tables
 from trainer.report.figures import render, to_png, to_svg
+from trainer.report.heat import draw_overlay
 from trainer.report.history import find_best_epoch, read_series
 from trainer.report.inputs import ReportInputs
 from trainer.report.names import capitalize, format_count, format_duration, format_share, shorten
-from trainer.report.pictures import choose_correct, choose_mistakes, read_pictures
+from trainer.report.pictures import (
+    Picture,
+    choose_cell,
+    choose_correct,
+    choose_mistakes,
+    encode_picture,
+    read_pictures,
+)
 from trainer.report.plots import (
     MOST_NAMED_CLASSES,
     draw_calibration,
@@ -42,6 +50,10 @@ from trainer.storage.local import write_bytes, write_text
 _MISTAKES = 12
 _CORRECT = 6
 _CONFUSIONS = 10
+_CELL_PICTURES, _CELL_SIDE = 6, 112
+"""Number and largest side in pixels of the images of each kind of mistake."""
+_EXPLAINED = 2
+"""Mistakes, and as many correct predictions, with an occlusion map."""
 _REJECTED = 20
 _DUPLICATES = 5
 _WEAKEST = 10
@@ -68,6 +80,16 @@ class Card:
     label: str
     value: str
     note: str
+
+
+@dataclass(frozen=True)
+class ExplainedPicture:
+    """One image with its prediction, and the overlay of its occlusion map."""
+
+    picture: Picture
+    overlay: str
+    """Data URI of the overlay."""
+    is_right: bool
 
 
 @dataclass(frozen=True)
@@ -232,8 +254,37 @@ def _prediction_context(inputs: ReportInputs) -> dict[str, Any]:
         "confusions": tables.top_confusions(
             confusion_matrix(predictions), predictions.class_names, _CONFUSIONS
         ),
+        "cells": _cells(predictions, inputs),
         **examples(inputs),
     }
+
+
+def _cells(predictions: Predictions, inputs: ReportInputs) -> list[tuple[tables.Confusion, list[Picture]]]:
+    """Return the most frequent mistakes, each with small pictures of its images."""
+    number = {name: index for index, name in enumerate(predictions.class_names)}
+    confusions = tables.top_confusions(confusion_matrix(predictions), predictions.class_names, _CONFUSIONS)
+    rows = [
+        choose_cell(predictions, number[confusion.label], number[confusion.predicted], _CELL_PICTURES)
+        for confusion in confusions
+    ]
+    pictures = [read_pictures(predictions, indices, inputs.pictures, _CELL_SIDE) for indices in rows]
+    return list(zip(confusions, pictures, strict=True))
+
+
+def _explained(inputs: ReportInputs) -> list[ExplainedPicture]:
+    """Return the most confident mistakes and correct predictions with their maps; empty without a model."""
+    predictions = inputs.predictions[inputs.held_out]
+    mistakes = choose_mistakes(predictions, _EXPLAINED)
+    rows = np.concatenate([mistakes, choose_correct(predictions, _EXPLAINED)])
+    if inputs.explain is None or not len(rows):
+        return []
+    pictures = read_pictures(predictions, rows, inputs.pictures)
+    explanations = [inputs.explain(image) for image in inputs.pictures(inputs.held_out, rows)]
+    overlays = [encode_picture(draw_overlay(explanation))[0] for explanation in explanations]
+    return [
+        ExplainedPicture(picture, overlay, number >= len(mistakes))
+        for number, (picture, overlay) in enumerate(zip(pictures, overlays, strict=True))
+    ]
 
 
 def examples(inputs: ReportInputs) -> dict[str, Any]:
@@ -247,6 +298,7 @@ def examples(inputs: ReportInputs) -> dict[str, Any]:
         "train_mistake_count": _count_mistakes(train),
         "train_mistakes": read_pictures(train, choose_mistakes(train, _MISTAKES), inputs.pictures),
         "mistakes": read_pictures(held_out, choose_mistakes(held_out, _MISTAKES), inputs.pictures),
+        "explained": _explained(inputs),
         "correct": read_pictures(held_out, choose_correct(held_out, _CORRECT), inputs.pictures),
     }
 

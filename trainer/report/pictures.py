@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.convert import as_rgb
-from trainer.evaluate.metrics import AnyPredictions
+from trainer.evaluate.metrics import AnyPredictions, Predictions
 
 Pixels = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -60,15 +60,28 @@ def choose_correct(predictions: AnyPredictions, count: int) -> Indices:
     return np.asarray(right[np.argsort(turn, kind="stable")][:count], dtype=np.int64)
 
 
+def choose_cell(predictions: Predictions, label: int, predicted: int, count: int) -> Indices:
+    """Return the indices of at most `count` images of class `label` that are predicted as `predicted`.
+
+    The most confident predictions are first.
+    """
+    cell = np.flatnonzero((predictions.labels == label) & (predictions.predicted == predicted))
+    order = np.argsort(-predictions.confidence[cell], kind="stable")
+    return np.asarray(cell[order][:count], dtype=np.int64)
+
+
 def _kinds(labels: npt.NDArray[np.int32]) -> Indices:
     """Return a number per image, the same for images of one class or with the same labels."""
     return np.asarray(np.unique(labels, axis=0, return_inverse=True)[1], np.int64).reshape(len(labels))
 
 
 def read_pictures(
-    predictions: AnyPredictions, indices: Indices, pixels: Callable[[str, Indices], Pixels]
+    predictions: AnyPredictions,
+    indices: Indices,
+    pixels: Callable[[str, Indices], Pixels],
+    largest: int = _LARGEST_SIDE,
 ) -> list[Picture]:
-    """Return the images at `indices` with their predictions.
+    """Return the images at `indices` with their predictions, with sides of at most `largest` pixels.
 
     pixels: maps (split, indices [n]) to uint8 [n, height, width, channels].
     """
@@ -76,11 +89,11 @@ def read_pictures(
         return []
     images = pixels(predictions.split, indices)
     shown = predictions.select(indices)
-    return [_picture(shown, number, image) for number, image in enumerate(images)]
+    return [_picture(shown, number, image, largest) for number, image in enumerate(images)]
 
 
-def _picture(predictions: AnyPredictions, number: int, image: Pixels) -> Picture:
-    uri, is_small = encode_picture(image)
+def _picture(predictions: AnyPredictions, number: int, image: Pixels, largest: int) -> Picture:
+    uri, is_small = encode_picture(image, largest)
     return Picture(
         uri=uri,
         is_small=is_small,
@@ -92,10 +105,11 @@ def _picture(predictions: AnyPredictions, number: int, image: Pixels) -> Picture
     )
 
 
-def encode_picture(image: Pixels) -> tuple[str, bool]:
+def encode_picture(image: Pixels, largest: int = _LARGEST_SIDE) -> tuple[str, bool]:
     """Return `image`, uint8 [height, width, channels], as a data URI, and whether it is small.
 
-    Small images (up to 64 pixels) become PNG, which preserves every pixel. Others are downscaled to JPEG.
+    Small images (up to 64 pixels) become PNG, which preserves every pixel. Others are downscaled to `largest`
+    pixels and become JPEG.
     """
     small = max(image.shape[:2]) <= _SMALL_SIDE
     picture = Image.fromarray(as_rgb(image))
@@ -103,7 +117,7 @@ def encode_picture(image: Pixels) -> tuple[str, bool]:
     if small:
         picture.save(data, "PNG", optimize=True)
     else:
-        picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+        picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
         picture.save(data, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}", small

@@ -142,6 +142,8 @@ def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
     weights count by content and not by path.
     """
     values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
+    if values["data"]["denoise"] is None:
+        del values["data"]["denoise"]  # specs of earlier versions did not have it
     if weights_sha256:
         values["model"]["weights"] = f"sha256:{weights_sha256}"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator
 
-PIXEL_SETTINGS = ("image_size", "channels", "resize", "interpolation", "crop_fraction")
+from trainer.spec.denoise import DenoiseSpec
+
+PIXEL_SETTINGS = ("image_size", "channels", "resize", "interpolation", "crop_fraction", "denoise")
 """Settings of `DataSpec` that determine how an image is converted to pixels."""
 _SMALLEST, _LARGEST = 8, 2048
 
@@ -21,6 +23,7 @@ class PixelFormat(NamedTuple):
     interpolation: str = "bilinear"
     crop_fraction: float = 1.0
     channels: int = 3
+    denoise: DenoiseSpec | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from trainer.spec.checked import (
     SettingError,
     cross_check,
 )
+from trainer.spec.denoise import DenoiseSpec
 from trainer.spec.networks import (
     LEAST_SIDE,
     NO_WEIGHTS,
@@ -30,7 +31,7 @@ from trainer.spec.networks import (
     ResidualSpec,
 )
 from trainer.spec.optimizer import FinetuneSpec, OptimizerSpec
-from trainer.spec.pixels import ImageSize, PixelFormat, sides_of
+from trainer.spec.pixels import PIXEL_SETTINGS, ImageSize, PixelFormat, sides_of
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Regular expression of a run name."""
@@ -71,6 +72,8 @@ class DataSpec(Checked):
     crop_fraction: float = Field(1.0, ge=0.1, le=1.0)
     """With resize crop: fraction of the height and width of the largest crop that is kept. 0.875 with
     image_size 224 is the usual "resize to 256, center crop 224"."""
+    denoise: DenoiseSpec | None = None
+    """Removes noise from each image after resizing; see docs/images.md."""
     max_rejected: Fraction = 0.01
     """Fraction of damaged files above which the run stops."""
     cache_mib: int = Field(4096, ge=0)
@@ -105,7 +108,17 @@ class DataSpec(Checked):
     def pixel_format(self) -> PixelFormat:
         """Conversion of an image to pixels."""
         height, width = sides_of(self.image_size)
-        return PixelFormat(height, width, self.resize, self.interpolation, self.crop_fraction, self.channels)
+        return PixelFormat(
+            height, width, self.resize, self.interpolation, self.crop_fraction, self.channels, self.denoise
+        )
+
+    def describe_pixels(self) -> dict[str, Any]:
+        """Return the settings in `PIXEL_SETTINGS` as JSON values.
+
+        `denoise` is omitted if it is off, as in descriptions of earlier versions, which did not have it.
+        """
+        settings = self.model_dump(mode="json", include={*PIXEL_SETTINGS})
+        return {key: value for key, value in settings.items() if key != "denoise" or value is not None}
 
 
 ModelSpec = Annotated[PlainSpec | ResidualSpec | AirbenchSpec | PretrainedSpec, Field(discriminator="family")]

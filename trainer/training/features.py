@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from trainer.data.progress import Progress, Task
 from trainer.distributed.devices import Cluster
 from trainer.errors import TemporaryError, UsageError
 from trainer.model.pretrained import get_backbone, get_head, preprocessing_of
-from trainer.spec import PIXEL_SETTINGS, PretrainedSpec, RunSpec
+from trainer.spec import PretrainedSpec, RunSpec
 from trainer.storage.local import prepare_folder, write_bytes
 from trainer.training.inference import Inference, Rows
 
@@ -133,7 +134,8 @@ def describe_features(spec: RunSpec, backbone: keras.Model, dataset: Dataset, cl
     name = spec.model.backbone if isinstance(spec.model, PretrainedSpec) else ""
     return [
         __version__, tf.__version__, keras.__version__, dataset.digest,
-        spec.data.model_dump_json(include={*PIXEL_SETTINGS}), name, preprocessing_of(backbone),
+        json.dumps(spec.data.describe_pixels(), separators=(",", ":"), ensure_ascii=False), name,
+        preprocessing_of(backbone),
         cluster.device_kind,
         f"{cluster.strategy.num_replicas_in_sync} {cluster.process_index} {cluster.process_count}",
     ]  # fmt: skip
