@@ -1,8 +1,9 @@
 """Near-duplicate images: resized, re-encoded, mirrored or slightly cropped copies.
 
 Candidates are the nearest neighbours by grey thumbnail, by mirrored thumbnail and, if there are any, by
-features of a pretrained backbone. Each candidate pair is then aligned: the correlation of the thumbnails is
-maximised over small crops and mirror images of either one.
+features of a pretrained backbone. Each candidate pair is then aligned: the correlation of the details of
+both thumbnails is maximised over small crops and mirror images of either one. Details are what remains
+without local means, because images of clear sky or water are alike apart from them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ SIDE = 56
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _COARSE, _FINE = 14, 28
 """Sides of the thumbnails for the search and for the alignment."""
-_NEIGHBOURS = 8
-_SEARCHED_CORRELATION, _SEARCHED_COSINE = 0.7, 0.8
-"""Pairs below both are not aligned."""
+_NEIGHBOURS = 4
+_SEARCHED, _SEARCHED_COSINE, _ALIGNED = 0.75, 0.85, 0.85
+"""Least correlation of coarse thumbnails or least cosine of features of a candidate, and its least
+correlation after a coarse alignment."""
 _USUAL_RANK = 4
 """Rank of the neighbour whose distance is the usual one of different images, from 0."""
 _SEQUENCE = 16
 """Images that are this close in the order of the names may be frames of one video."""
+_LOCAL = 4
+"""Side of the blocks whose means are not details, in pixels of the fine thumbnails."""
 _FRACTIONS = (0.975, 0.95, 0.925)
 _OFFSETS = (0.0, 0.5, 1.0)
 _SAMPLE = 256
@@ -39,11 +43,12 @@ _BLOCK = 1024
 _PAIRS = 512
 _WIDTH = 128
 """Dimensions to which features are reduced for the search."""
-_CORRELATION = 0.94
+_CORRELATION = 0.85
+"""Least correlation of the details of duplicates."""
 _RATIO = 0.2
-"""A duplicate is closer than this share of the usual distance between neighbours, in 1 - correlation."""
-_LEAST_CORRELATION, _COSINE = 0.85, 0.9
-"""Both suffice together, if the usual distance allows it."""
+"""Their distance, 1 - correlation, is also less than this share of that of other similar images."""
+_COSINE = 0.9
+"""With this cosine of the features, twice the distance suffices."""
 _LEAST_CONTRAST = 2.0
 """Standard deviation of grey values below which a thumbnail is blank and matches everything."""
 
@@ -85,14 +90,17 @@ def find_near_duplicates(
         return []
     thumbnails = thumbnails[usable]
     vectors = None if features is None else _unit(_reduce(features[usable]))
-    pairs, different = _find_candidates(thumbnails, vectors)
-    correlations, variants = _align(thumbnails, pairs)
+    coarse, mirrored = _describe_coarsely(thumbnails), _describe_coarsely(thumbnails[:, :, ::-1])
+    different = _sample_similar_pairs(coarse, mirrored)
     usual = float(np.median(1 - _align(thumbnails, different)[0]))
     least = max(_CORRELATION, 1 - _RATIO * usual)
+    pairs = _find_candidates(coarse, mirrored, vectors)
+    pairs = pairs[_align(_shrink(thumbnails, _FINE), pairs, has_details=False)[0] >= _ALIGNED]
+    correlations, variants = _align(thumbnails, pairs)
     is_duplicate = correlations >= least
     if vectors is not None:
         cosines = np.einsum("ij,ij->i", vectors[pairs[:, 0]], vectors[pairs[:, 1]])
-        lower = max(_LEAST_CORRELATION, 1 - 2.5 * _RATIO * usual)
+        lower = 1 - 2 * (1 - least)
         is_duplicate |= (correlations >= lower) & (cosines >= _COSINE)
     groups = _connect(pairs[is_duplicate], len(usable))
     best = {
@@ -109,25 +117,35 @@ def _describe(group: NDArray[np.int64], best: dict[tuple[Any, ...], tuple[float,
     return max(pairs)[1]
 
 
-def _find_candidates(thumbnails: NDArray[np.uint8], vectors: Floats | None) -> tuple[Pairs, Pairs]:
-    """Return candidate pairs (smaller index first), [pairs, 2], and a sample of similar but different pairs.
+def _describe_coarsely(thumbnails: NDArray[np.uint8]) -> Floats:
+    """Return thumbnails of _COARSE pixels per side as unit vectors, whose products are correlations."""
+    return _unit(_shrink(thumbnails, _COARSE).reshape(len(thumbnails), -1), is_centred=True)
 
-    The latter are images with their fifth neighbour that is not close by name.
+
+def _sample_similar_pairs(coarse: Floats, mirrored: Floats) -> Pairs:
+    """Return up to about _SAMPLE pairs of images that are similar and probably no duplicates, [pairs, 2].
+
+    Each is an image with its neighbour of _USUAL_RANK among those that are not close by name.
     """
-    shape = (len(thumbnails), -1)
-    coarse = _unit(_shrink(thumbnails, _COARSE).reshape(shape), is_centred=True)
-    mirrored = _unit(_shrink(thumbnails[:, :, ::-1], _COARSE).reshape(shape), is_centred=True)
+    rows = np.arange(len(coarse))[:: max(1, len(coarse) // _SAMPLE)]
+    similarities = np.maximum(coarse[rows] @ coarse.T, coarse[rows] @ mirrored.T)
+    is_near = np.abs(np.arange(len(coarse)) - rows[:, None]) <= _SEQUENCE
+    if (~is_near).sum(axis=1).min() <= _USUAL_RANK:  # too few images to leave any out
+        is_near = np.arange(len(coarse)) == rows[:, None]
+    similarities[is_near] = -2.0
+    rank = min(_USUAL_RANK, len(coarse) - 2)
+    return np.stack([rows, np.argpartition(-similarities, rank, axis=1)[:, rank]], axis=1)
+
+
+def _find_candidates(coarse: Floats, mirrored: Floats, vectors: Floats | None) -> Pairs:
+    """Return pairs of neighbours, by thumbnail or by features, [pairs, 2]; the smaller index comes first."""
     found: list[Pairs] = []
-    different: list[Pairs] = []
-    for rows in _blocks(len(thumbnails)):
+    for rows in _blocks(len(coarse)):
         similarities = np.maximum(coarse[rows] @ coarse.T, coarse[rows] @ mirrored.T)
-        found.append(_nearest(similarities, rows, _SEARCHED_CORRELATION))
-        different.append(_similar(similarities, rows))
+        found.append(_nearest(similarities, rows, _SEARCHED))
         if vectors is not None:
             found.append(_nearest(vectors[rows] @ vectors.T, rows, _SEARCHED_COSINE))
-    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-    others = np.concatenate(different)
-    return pairs, others[:: max(1, len(others) // _SAMPLE)]
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
 
 def _nearest(similarities: Floats, rows: NDArray[np.int64], least: float) -> Pairs:
@@ -139,32 +157,24 @@ def _nearest(similarities: Floats, rows: NDArray[np.int64], least: float) -> Pai
     return np.stack([np.repeat(rows, count), nearest.ravel()], axis=1)[is_similar.ravel()]
 
 
-def _similar(similarities: Floats, rows: NDArray[np.int64]) -> Pairs:
-    """Return each row with the neighbour of _USUAL_RANK among those that are far by name."""
-    is_near = np.abs(np.arange(similarities.shape[1]) - rows[:, None]) <= _SEQUENCE
-    if (~is_near).sum(axis=1).min() <= _USUAL_RANK:  # too few images to leave any out
-        is_near = np.arange(similarities.shape[1]) == rows[:, None]
-    others = np.where(is_near, np.float32(-2.0), similarities)
-    rank = min(_USUAL_RANK, others.shape[1] - 2)
-    return np.stack([rows, np.argpartition(-others, rank, axis=1)[:, rank]], axis=1)
+def _align(
+    thumbnails: NDArray[Any], pairs: Pairs, has_details: bool = True
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Return the highest correlation of each pair over crops and mirror images of either one, and how.
 
-
-def _align(thumbnails: NDArray[np.uint8], pairs: Pairs) -> tuple[NDArray[np.float64], list[str]]:
-    """Return the highest correlation of each pair over crops and mirror images of either one, and how."""
+    thumbnails: [images, side, side]. has_details: whether the details are correlated, or the grey values.
+    """
     correlations, variants = np.zeros(len(pairs)), np.zeros(len(pairs), np.int64)
-    windows = [*_windows()]
+    windows = [*_windows(thumbnails.shape[1])]
     for start in range(0, len(pairs), _PAIRS):
         part = slice(start, start + _PAIRS)
         first, second = (thumbnails[pairs[part, side]].astype(np.float32) for side in (0, 1))
-        scores = np.stack(
-            [
-                _correlate(*images, window)
-                for images in ((first, second), (second, first))
-                for window in windows
-            ]
-        )
-        flat = scores.transpose(0, 1, 2).reshape(-1, scores.shape[-1])
-        correlations[part], variants[part] = flat.max(axis=0), flat.argmax(axis=0)
+        scores = np.concatenate([
+            _correlate(*images, window, has_details)
+            for images in ((first, second), (second, first))
+            for window in windows
+        ])  # fmt: skip
+        correlations[part], variants[part] = scores.max(axis=0), scores.argmax(axis=0)
     return correlations, [_name_variant(int(index), len(windows)) for index in variants]
 
 
@@ -174,20 +184,27 @@ def _name_variant(index: int, windows: int) -> str:
     return " and ".join(names) or "resized or re-encoded"
 
 
-def _correlate(images: Floats, others: Floats, window: tuple[Floats, Floats]) -> Floats:
+def _correlate(images: Floats, others: Floats, window: tuple[Floats, Floats], has_details: bool) -> Floats:
     """Return the correlations of a window of `images` with `others` and their mirror images, [2, pairs]."""
-    cropped = _unit(_resize(images, *window).reshape(len(images), -1), is_centred=True)
-    whole = _shrink(others, _FINE)
-    sides = (whole, whole[:, :, ::-1])
-    units = (_unit(side.reshape(len(others), -1), is_centred=True) for side in sides)
-    return np.stack([np.einsum("ij,ij->i", cropped, unit) for unit in units])
+    cropped, whole = _resize(images, *window), _shrink(others, others.shape[1] // 2)
+    views = [cropped, whole, np.ascontiguousarray(whole[:, :, ::-1])]
+    if has_details:
+        views = [_without_local_means(view) for view in views]
+    units = [_unit(view.reshape(len(view), -1), is_centred=True) for view in views]
+    return np.stack([np.einsum("ij,ij->i", units[0], unit) for unit in units[1:]])
 
 
-def _windows() -> Iterator[tuple[Floats, Floats]]:
-    """Yield the matrices that cut out a window of a thumbnail, whole first, and resize it to _FINE."""
-    yield _area(SIDE, _FINE), _area(SIDE, _FINE)
+def _without_local_means(images: Floats) -> Floats:
+    """Return [images, side, side] less the means of blocks of _LOCAL pixels per side."""
+    means = _shrink(images, images.shape[1] // _LOCAL)
+    return np.asarray(images - means.repeat(_LOCAL, axis=1).repeat(_LOCAL, axis=2), np.float32)
+
+
+def _windows(size: int) -> Iterator[tuple[Floats, Floats]]:
+    """Yield the matrices that cut out a window of a thumbnail, whole first, and resize it to half its size."""
+    yield _area(size, size // 2), _area(size, size // 2)
     for fraction in _FRACTIONS:
-        sides = [_area(SIDE, _FINE, offset * (1 - fraction), fraction) for offset in _OFFSETS]
+        sides = [_area(size, size // 2, offset * (1 - fraction), fraction) for offset in _OFFSETS]
         yield from ((vertical, horizontal) for vertical in sides for horizontal in sides)
 
 
@@ -224,8 +241,8 @@ def _resize(images: Floats, vertical: Floats, horizontal: Floats) -> Floats:
 
 
 def _shrink(thumbnails: NDArray[Any], side: int) -> Floats:
-    """Return thumbnails averaged over blocks, float32 [images, side, side]; `side` divides SIDE."""
-    block = SIDE // side
+    """Return thumbnails averaged over blocks, float32 [images, side, side]."""
+    block = thumbnails.shape[1] // side
     blocks = thumbnails.reshape(len(thumbnails), side, block, side, block)
     return np.asarray(blocks.mean(axis=(2, 4), dtype=np.float32))
 
