@@ -52,7 +52,7 @@ class Measures:
     is_readable: NDArray[np.bool_]
     """Whether the image could be decoded."""
     file_bytes: NDArray[np.float64]
-    """Size of the encoded image in bytes, also of an image that cannot be decoded; NaN if it cannot be read."""
+    """Size of the encoded image in bytes, also of one that cannot be decoded; NaN if it cannot be read."""
     width: Floats
     """In pixels, upright."""
     height: Floats
