@@ -101,7 +101,7 @@ def blockiness(luma: Floats) -> float:
         np.abs(np.diff(luma, axis=0)).mean(axis=1),
     ):
         whole = differences[: len(differences) // _GRID * _GRID].reshape(-1, _GRID)
-        phases = np.median(whole, axis=0) + 0.1
+        phases = whole.mean(axis=0) + 0.1
         strongest = int(phases.argmax())
         strengths.append(phases[strongest] / np.delete(phases, strongest).mean())
     return float(np.mean(strengths))

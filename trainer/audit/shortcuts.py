@@ -175,7 +175,7 @@ def build_fields(measures: Measures, class_names: Sequence[str]) -> list[Field]:
     """Return all fields of the images, the most specific first."""
     width, height = (np.asarray(side, np.float64) for side in (measures.width, measures.height))
     size = measures.file_bytes
-    technical = {
+    technical: dict[str, list[NDArray[Any]]] = {
         "JPEG quality": [measures.jpeg_quality],
         "quantization tables": [*_indicators(measures.jpeg_table)],
         "file format": [*_indicators(measures.format)],
@@ -190,7 +190,7 @@ def build_fields(measures: Measures, class_names: Sequence[str]) -> list[Field]:
         "number of pixels": [width * height],
         FILE_SIZE: [size],
     }
-    content = {
+    content: dict[str, list[NDArray[Any]]] = {
         "bytes per pixel": [size / (width * height)],
         "mean colour": [*measures.colour.T],
         "brightness": [measures.brightness],
