@@ -1,1 +1,1 @@
-"""Audit of a data set: duplicates, label errors, odd images, shortcuts and noise."""
+"""Data audit: measures of all images, odd images, shortcuts, noise groups and slices."""
