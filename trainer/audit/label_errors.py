@@ -1,10 +1,10 @@
 """Suspected label errors and images far from their class, by features of a pretrained backbone.
 
-Images that are predicted as another class are ranked by the probability of their label. Probabilities are out
-of fold, or those of a model of the training images for held-out images. A label is probably wrong if the other
-class has a probability as high as the images of that class have on average, the rule of confident learning
-(Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels"). The package
-cleanlab computes the same; it would bring pandas for these few lines.
+Images that are predicted as another class are ranked by the probability of their label. Probabilities are
+out of fold, or those of a model of the training images for held-out images. A label is probably wrong if the
+other class has a probability as high as the images of that class have on average. This is the rule of
+confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset
+Labels"). The package cleanlab computes the same; it would bring pandas for these few lines.
 """
 
 from __future__ import annotations

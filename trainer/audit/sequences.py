@@ -5,6 +5,7 @@ A random split puts neighbouring frames into training and validation, which make
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def find_sequences(
     """
     vectors = _describe(thumbnails)
     folders = _order_by_folder(names)
-    pairs = [(one, other) for rows in folders for one, other in zip(rows, rows[1:], strict=False)]
+    pairs = [(one, other) for rows in folders for one, other in itertools.pairwise(rows)]
     far = [(one, other) for rows in folders for one, other in zip(rows, rows[_DISTANCE:], strict=False)] or [
         (one, other) for rows in folders for one, other in zip(rows, rows[len(rows) // 2 :], strict=False)
     ]
@@ -89,7 +90,7 @@ def _describe(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _correlate(vectors: NDArray[np.float32], pairs: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
     rows = np.asarray(pairs, np.int64).reshape(-1, 2)
-    return np.einsum("ij,ij->i", vectors[rows[:, 0]], vectors[rows[:, 1]])
+    return np.asarray(np.einsum("ij,ij->i", vectors[rows[:, 0]], vectors[rows[:, 1]]))
 
 
 def _join(pairs: Sequence[tuple[int, int]], is_similar: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:

@@ -7,7 +7,7 @@ split, and a summary of the images, rejections and warnings.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,7 +175,7 @@ def _build_dataset(
     warnings: Sequence[str],
     is_multi: bool,
 ) -> Dataset:
-    class_names = tuple(sorted({label for item in items for label in item.classes}, key=_class_order))
+    class_names = sort_classes(label for item in items for label in item.classes)
     numbers = {label: number for number, label in enumerate(class_names)}
     indices = {name: [i for i, item in enumerate(items) if item.split == name] for name in SPLITS}
     splits = {
@@ -190,6 +190,11 @@ def _build_dataset(
     summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
     summary |= {"labels": "multi"} if is_multi else {}
     return Dataset(class_names, splits, rejected, summary, digest, warnings)
+
+
+def sort_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the different labels by name, but numbers by their value."""
+    return tuple(sorted(set(labels), key=_class_order))
 
 
 def _class_order(name: str) -> tuple[int, int, str]:

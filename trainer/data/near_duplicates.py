@@ -201,7 +201,7 @@ def _without_local_means(images: Floats) -> Floats:
 
 
 def _windows(size: int) -> Iterator[tuple[Floats, Floats]]:
-    """Yield the matrices that cut out a window of a thumbnail, whole first, and resize it to half its size."""
+    """Yield the matrices that cut a window out of a thumbnail and resize it to half its side, whole first."""
     yield _area(size, size // 2), _area(size, size // 2)
     for fraction in _FRACTIONS:
         sides = [_area(size, size // 2, offset * (1 - fraction), fraction) for offset in _OFFSETS]
