@@ -32,6 +32,7 @@ ROOMS = (
     "training",
     "export",
     "evaluate",
+    "audit",
     "report",
     "runs",
     "compare",

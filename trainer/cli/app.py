@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from trainer import __version__
+from trainer.cli.audit import audit
 from trainer.cli.bootstrap import (
     TENSORFLOW_MODULES,
     import_tensorflow,
@@ -369,7 +370,7 @@ def verify(run: str) -> None:
 cli.add_section("Train and evaluate", train, evaluate, predict, tune, repeat)
 cli.add_section("Compare and release", compare, runs, promote, rollback, verify)
 cli.add_section("Cloud jobs", submit, status, logs, cancel, list_jobs, image)
-cli.add_section("Tools", doctor, spec, recipes, bench, shard)
+cli.add_section("Tools", audit, doctor, spec, recipes, bench, shard)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -88,7 +88,9 @@ def _require_valid(sent_spec: str) -> None:
 
 def _with_absolute_paths(spec: RunSpec) -> RunSpec:
     """Return the spec with absolute local paths: a relative one would depend on the working directory."""
-    data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source)})
+    tables = {"exclude": spec.data.exclude, "relabel": spec.data.relabel}
+    paths = {key: absolute_source(uri) for key, uri in tables.items() if uri is not None}
+    data_spec = spec.data.model_copy(update={"source": absolute_source(spec.data.source), **paths})
     require_apart(data_spec.source, spec.output)
     train_spec = spec.train
     if train_spec.start_from not in (SCRATCH, LATEST, CHAMPION):

@@ -197,7 +197,7 @@ def _csv_file(options: PredictOptions) -> tuple[Store, str] | None:
         return None
     if options.as_json:
         raise UsageError("--json and --csv cannot be combined.", "Use one of them.")
-    return _output_file(options.csv, "--csv", (".csv",))
+    return output_file(options.csv, "--csv", (".csv",))
 
 
 def _write_csv(store: Store, name: str, text: str) -> None:
@@ -332,7 +332,7 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _output_file(uri: str, option: str, suffixes: Sequence[str]) -> tuple[Store, str]:
+def output_file(uri: str, option: str, suffixes: Sequence[str]) -> tuple[Store, str]:
     """Return store and name of the file for `option`. Raises UsageError for another suffix, or in a run."""
     from trainer.runs import require_outside_runs
     from trainer.runs.publish import parent_of
@@ -371,7 +371,7 @@ def evaluate_command(
     from trainer.evaluate.predict import evaluate_source
     from trainer.export import load_model
 
-    target = None if html is None else _output_file(html, "--html", (".html", ".htm"))
+    target = None if html is None else output_file(html, "--html", (".html", ".htm"))
     splits: list[tuple[Split, AnyPredictions]] = []
     with Console(_LOG_SECONDS, stderr=True) as console:
         model = load_model(local_model(model_uri, cache_dir, console), trust)

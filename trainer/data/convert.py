@@ -86,9 +86,9 @@ def _add_orientation(data: bytes, orientation: int) -> bytes:
 
 
 def _convert(data: bytes, route: Route, max_pixels: int, compress_level: int) -> Prepared:
-    _suppress_warnings()
+    suppress_warnings()
     try:
-        with _open_with_plugin(data, route.format) as image:
+        with open_with_plugin(data, route.format) as image:
             width, height = image.size
             if (reason := reason_of_size(width, height, max_pixels)) is not None:
                 return Prepared(data, reason)
@@ -102,7 +102,7 @@ def _convert(data: bytes, route: Route, max_pixels: int, compress_level: int) ->
         return Prepared(data, f"damaged: the {route.format} cannot be decoded ({text.splitlines()[0][:100]})")
 
 
-def _suppress_warnings() -> None:
+def suppress_warnings() -> None:
     """Suppress Pillow's warnings about damaged metadata and large images.
 
     The filter is permanent: `warnings.catch_warnings` would switch state that all threads share.
@@ -111,10 +111,11 @@ def _suppress_warnings() -> None:
         warnings.filterwarnings("ignore", module=_NOISY)
 
 
-def _open_with_plugin(data: bytes, name: str) -> Image.Image:
+def open_with_plugin(data: bytes, name: str) -> Image.Image:
     """Open the bytes with the plugin for their format. Raises whatever the plugin raises.
 
-    `Image.open` is not used: it tries all plugins and applies its own size limit.
+    name: format of the route, as of `how_to_read`; "" for an image that needs no conversion. `Image.open` is
+    not used: it tries all plugins and applies its own size limit.
     """
     from PIL import (
         AvifImagePlugin,
@@ -122,6 +123,7 @@ def _open_with_plugin(data: bytes, name: str) -> Image.Image:
         GifImagePlugin,
         Jpeg2KImagePlugin,
         JpegImagePlugin,
+        PngImagePlugin,
         PpmImagePlugin,
         TiffImagePlugin,
         WebPImagePlugin,
@@ -137,6 +139,8 @@ def _open_with_plugin(data: bytes, name: str) -> Image.Image:
         "PNM": PpmImagePlugin.PpmImageFile,
         "TIFF": TiffImagePlugin.TiffImageFile,
         LOSSLESS: JpegImagePlugin.JpegImageFile,
+        "jpeg": JpegImagePlugin.JpegImageFile,
+        "png": PngImagePlugin.PngImageFile,
         "gif": GifImagePlugin.GifImageFile,
         "bmp": BmpImagePlugin.BmpImageFile,
         "webp": WebPImagePlugin.WebPImageFile,
@@ -151,12 +155,12 @@ def _decode_upright(image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
-        image = _reduce_to_8_bits(image)
+        image = reduce_to_8_bits(image)
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
-def _reduce_to_8_bits(image: Image.Image) -> Image.Image:
+def reduce_to_8_bits(image: Image.Image) -> Image.Image:
     """Keep the upper 8 bits of 16, or of a TIFF's bit depth. Raises ValueError for other pixel types."""
     import numpy as np
     from PIL import Image

@@ -7,7 +7,7 @@ split, and a summary of the images, rejections and warnings.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +28,11 @@ from trainer.data.checks import (
     warnings_of_labels,
 )
 from trainer.data.digests import content_digest, split_digest
+from trainer.data.groups import group_numbers, warnings_of_groups, with_duplicate_groups
 from trainer.data.image_store import Rows, Subset
 from trainer.data.ingest import DecodedImages
 from trainer.data.items import SPLITS, Item, Rejection, Source, label_array, label_counts, label_texts
+from trainer.data.near_duplicates import build_thumbnails
 from trainer.data.readers import SourceContents
 from trainer.data.sampler import Shards, initial_hosts
 from trainer.data.split import BY_SOURCE, STRATIFIED, assign_splits, training_items, with_thresholds
@@ -55,6 +57,8 @@ class Split:
     """Index of each item among the candidates, before rejections, or in the shards, int64 [len(items)]."""
     contents: Sequence[str] = ()
     """SHA-256 of the bytes of each item; empty if not known."""
+    groups: NDArray[np.int64] | None = None
+    """Number of the group of each item, see data.group, int64 [len(items)]; None without groups."""
     shards: Shards | None = None
     """Distribution over shards; None if the source is not sharded."""
 
@@ -111,12 +115,23 @@ def assemble(
     is_multi = spec.labels == "multi"
     if spec.held_out == "train" and all(item.split is None for item in decoded.items):
         decoded = _select_training_part(decoded, spec.validation_fraction, is_multi)
+    if spec.group == "duplicates":
+        decoded = _with_duplicate_groups(decoded)
     split_items = _split_multi_label if is_multi else _split_single_label
     items, split_by = split_items(contents.items, decoded, spec)
-    warnings = (*contents.warnings, *warnings_of_labels(items)) if is_multi else contents.warnings
+    warnings = (
+        *contents.warnings,
+        *warnings_of_groups(items),
+        *(warnings_of_labels(items) if is_multi else ()),
+    )
     duplicates = find_duplicates(items, decoded.contents)
     origin = (spec.source, contents.layout, split_by)
     return _build_dataset(items, decoded, rejected, duplicates, origin, warnings, is_multi)
+
+
+def _with_duplicate_groups(decoded: DecodedImages) -> DecodedImages:
+    thumbnails = build_thumbnails(Subset(decoded.pixels, decoded.rows), len(decoded.items))
+    return replace(decoded, items=tuple(with_duplicate_groups(decoded.items, thumbnails)))
 
 
 def _split_single_label(
@@ -160,7 +175,7 @@ def _build_dataset(
     warnings: Sequence[str],
     is_multi: bool,
 ) -> Dataset:
-    class_names = tuple(sorted({label for item in items for label in item.classes}, key=_class_order))
+    class_names = sort_classes(label for item in items for label in item.classes)
     numbers = {label: number for number, label in enumerate(class_names)}
     indices = {name: [i for i, item in enumerate(items) if item.split == name] for name in SPLITS}
     splits = {
@@ -175,6 +190,11 @@ def _build_dataset(
     summary |= {"digest": f"sha256:{digest}", "warnings": list(warnings)}
     summary |= {"labels": "multi"} if is_multi else {}
     return Dataset(class_names, splits, rejected, summary, digest, warnings)
+
+
+def sort_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the different labels by name, but numbers by their value."""
+    return tuple(sorted(set(labels), key=_class_order))
 
 
 def _class_order(name: str) -> tuple[int, int, str]:
@@ -202,6 +222,7 @@ def build_split(
         pixels=Subset(decoded.pixels, rows),
         numbers=rows,
         contents=tuple(decoded.contents[index] for index in indices),
+        groups=group_numbers([items[index] for index in indices]),
     )
 
 

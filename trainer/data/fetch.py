@@ -15,8 +15,10 @@ from pathlib import Path
 from trainer.data.archive import archive_kind, extract_archive
 from trainer.data.archive_errors import read_error
 from trainer.data.bucket import fetch_bucket, fetch_objects
+from trainer.data.corrections import apply_corrections
 from trainer.data.digests import file_digests, find_mismatch
 from trainer.data.download import RetryPolicy, download, forget_version
+from trainer.data.groups import with_groups
 from trainer.data.progress import Progress
 from trainer.data.readers import SourceContents, read_layout
 from trainer.data.readers.import_files import SUFFIXES as IMPORT_SUFFIXES
@@ -31,6 +33,7 @@ from trainer.storage.store import is_bucket, require_two_slashes, without_scheme
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _RETRY_POLICY = RetryPolicy()
+_MAX_TABLE_BYTES = 1 << 30
 
 
 def fetch_source(
@@ -112,7 +115,35 @@ def list_images(
     root = fetch_source(spec.source, spec.checksum, cache_dir, max_bytes, progress, placeholders=placeholders)
     buckets = build_buckets(spec, cache_dir, progress, placeholders)
     extraction = Extraction(cache_dir, max_bytes, progress)
-    return read_layout(root, spec.layout, buckets, extraction, spec.labels)
+    contents = read_layout(root, spec.layout, buckets, extraction, spec.labels, _group_column(spec))
+    files = (_fetch_table(uri, cache_dir, progress) for uri in (spec.exclude, spec.relabel))
+    return with_groups(apply_corrections(contents, *files), spec.group)
+
+
+def _group_column(spec: DataSpec) -> str | None:
+    kind, _, name = (spec.group or "").partition(":")
+    return name if kind == "column" else None
+
+
+def _fetch_table(uri: str | None, cache_dir: Path, progress: Progress) -> Path | None:
+    return None if uri is None else fetch_file(uri, cache_dir, _MAX_TABLE_BYTES, progress)
+
+
+def fetch_file(
+    uri: str, cache_dir: Path, max_bytes: int, progress: Progress, retry_policy: RetryPolicy = _RETRY_POLICY
+) -> Path:
+    """Return the local path of one file, a path or a file://, https:// or gs:// URL; it may not exist.
+
+    Raises the errors of `download` and `fetch_bucket`.
+    """
+    scheme = _SCHEME.match(uri)
+    if scheme is None or scheme[1].lower() == "file":
+        return _local_path(uri)
+    _require_remote(scheme[1].lower(), uri)
+    prepare_folder(cache_dir)
+    if scheme[1].lower() == "gs":
+        return fetch_bucket(uri, cache_dir, max_bytes, progress)
+    return download(uri, None, cache_dir, max_bytes, progress, retry_policy)
 
 
 def require_source(source: str) -> None:

@@ -36,6 +36,8 @@ class Item:
     """'image' is an encoded file; 'cifar' is 3,072 bytes of 32 x 32 pixels, channel by channel."""
     labels: tuple[str, ...] | None = None
     """With data.labels=multi all labels, sorted, and `label` is the result of `joined`; otherwise None."""
+    group: str | None = None
+    """Name of the group of images that belong together, by data.group; None for an image of its own."""
 
     @property
     def classes(self) -> tuple[str, ...]:

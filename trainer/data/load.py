@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.checks import count_candidates, require_few_rejected, require_images, warnings_of_formats
-from trainer.data.dataset import Dataset, Split, assemble, build_split
+from trainer.data.dataset import Dataset, Split, assemble, build_split, sort_classes
 from trainer.data.fetch import list_images
 from trainer.data.ingest import decode_images
 from trainer.data.items import Rejection, all_normalized, normalized, numbers_of
 from trainer.data.progress import Progress
+from trainer.data.readers import SourceContents
 from trainer.data.shards.packed import find_shards
 from trainer.data.shards.reader import load_shards
 from trainer.data.split import usable_items
@@ -69,6 +70,34 @@ def load_labelled(
     contents = list_images(spec, cache_dir, progress)
     require_images(contents.items, contents.rejections, spec.source)
     _require_known({label for item in contents.items for label in item.classes}, class_names)
+    return _decode_splits(contents, class_names, spec, cache_dir, progress)
+
+
+def load_splits(
+    spec: DataSpec, cache_dir: Path, progress: Progress
+) -> tuple[dict[str, Split], tuple[str, ...], tuple[Rejection, ...]]:
+    """Return the images of `spec.source` by split, the class names and the rejections.
+
+    Nothing is split, and any number of classes and images will do. Raises the errors of `load_dataset` for a
+    source that cannot be read.
+    """
+    if (shards := find_shards(spec)) is not None:
+        dataset = load_shards(*shards, spec, cache_dir, ProcessGroup(ProcessInfo()))
+        return dataset.splits, dataset.class_names, dataset.rejected
+    contents = list_images(spec, cache_dir, progress)
+    require_images(contents.items, contents.rejections, spec.source)
+    class_names = sort_classes(label for item in contents.items for label in item.classes)
+    splits, rejected = _decode_splits(contents, class_names, spec, cache_dir, progress)
+    return splits, class_names, rejected
+
+
+def _decode_splits(
+    contents: SourceContents,
+    class_names: Sequence[str],
+    spec: DataSpec,
+    cache_dir: Path,
+    progress: Progress,
+) -> tuple[dict[str, Split], tuple[Rejection, ...]]:
     for warning in contents.warnings:
         progress.on_message(warning)
     decoded = decode_images(contents.items, spec, cache_dir, progress)

@@ -7,6 +7,7 @@ side, whatever their names. Multi-label images are split by iterative stratifica
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -32,7 +33,7 @@ def assign_splits(
     """
     if not is_split_by_source(items):
         items = [replace(item, split=None) for item in items]
-    held_out = (_held_out_multi_label if is_multi else _held_out)(items, contents, fraction)
+    held_out = _choose_held_out(items, contents, fraction, is_multi)
     return [
         item if item.split else replace(item, split="validation" if content in held_out else "train")
         for item, content in zip(items, contents, strict=True)
@@ -46,7 +47,7 @@ def with_thresholds(items: Sequence[Item], contents: Sequence[str], fraction: fl
     threshold.
     """
     train = [replace(item, split=None) if item.split == "train" else item for item in items]
-    held_out = _held_out_multi_label(train, contents, fraction, least=0) if fraction else set()
+    held_out = _choose_held_out(train, contents, fraction, True, least=0) if fraction else set()
     chosen = [
         item
         for item, content in zip(train, contents, strict=True)
@@ -86,6 +87,79 @@ def training_items(
 def is_split_by_source(items: Sequence[Item]) -> bool:
     """Return whether the source defines a held-out split for at least some images."""
     return not {item.split for item in items} <= {"train", None}
+
+
+def _choose_held_out(
+    items: Sequence[Item], contents: Sequence[str], fraction: float, is_multi: bool, least: int = 1
+) -> set[str]:
+    """Return the contents to hold out of the items without a split; whole groups if there are groups."""
+    if any(item.group is not None for item in items):
+        return _held_out_groups(items, contents, fraction, least)
+    return (
+        _held_out_multi_label(items, contents, fraction, least)
+        if is_multi
+        else _held_out(items, contents, fraction)
+    )
+
+
+def _held_out_groups(items: Sequence[Item], contents: Sequence[str], fraction: float, least: int) -> set[str]:
+    """Return the contents of the groups to hold out, approximately `fraction` of the contents of each label.
+
+    Groups are considered in the order of their hashes, and held out as long as none of their labels gets
+    more than half a group too many and one group of each label remains for training. Groups with equal
+    contents are one group.
+    """
+    units = _connect_groups(items, contents)
+    labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for (_, unit), own in units.items():
+        labels[unit].update(dict.fromkeys(own, 1))
+    totals, sizes = Counter[str](), Counter[str]()
+    for counts in labels.values():
+        totals.update(counts)
+        sizes.update(dict.fromkeys(counts, 1))
+    held_out, taken, chosen = set[str](), Counter[str](), Counter[str]()
+
+    def fits(counts: Counter[str], share: float) -> bool:
+        return all(
+            chosen[label] + 1 < sizes[label] and taken[label] + count * share <= fraction * totals[label]
+            for label, count in counts.items()
+        )
+
+    def hold_out_unit(unit: str) -> None:
+        held_out.add(unit)
+        taken.update(labels[unit])
+        chosen.update(dict.fromkeys(labels[unit], 1))
+
+    order = sorted(labels, key=lambda unit: hashlib.sha256(unit.encode("utf-8", "surrogateescape")).digest())
+    for unit in order:
+        if fits(labels[unit], 0.5):
+            hold_out_unit(unit)
+    for label in sorted(totals):
+        if chosen[label] < least:
+            candidates = [unit for unit in order if label in labels[unit] and fits(labels[unit], 0.0)]
+            if candidates:
+                hold_out_unit(min(candidates, key=lambda unit: labels[unit].total()))
+    return {content for content, unit in units if unit in held_out}
+
+
+def _connect_groups(items: Sequence[Item], contents: Sequence[str]) -> dict[tuple[str, str], set[str]]:
+    """Return the labels of each (content, unit); a unit is a group, or several groups that share contents."""
+    parents: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parents.setdefault(key, key) != key:
+            key = parents[key]
+        return key
+
+    undecided = [(item, content) for item, content in zip(items, contents, strict=True) if item.split is None]
+    for item, content in undecided:
+        if item.group is not None:
+            one, other = sorted((root(f"group {item.group}"), root(content)), reverse=True)
+            parents[other] = one
+    units: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for item, content in undecided:
+        units[content, root(content)].update(item.classes)
+    return dict(units)
 
 
 def _held_out(items: Sequence[Item], contents: Sequence[str], fraction: float) -> set[str]:

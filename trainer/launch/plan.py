@@ -321,6 +321,9 @@ def locations_of(spec: RunSpec) -> dict[str, bool]:
 def _sources_of(spec: RunSpec) -> dict[str, tuple[str, str]]:
     """Return (URI, option that changes it) of images and weights, by the key of the setting."""
     sources = {"data.source": (spec.data.source, "--data")}
+    for key, uri in (("data.exclude", spec.data.exclude), ("data.relabel", spec.data.relabel)):
+        if uri:
+            sources[key] = (uri, f"--set {key}=")
     if spec.publish.test_data:
         sources["publish.test_data"] = (spec.publish.test_data, "--set publish.test_data=")
     if isinstance(spec.model, PretrainedSpec) and spec.model.weights not in (DEFAULT_WEIGHTS, NO_WEIGHTS):

@@ -24,6 +24,8 @@ from trainer.spec.schema import RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value, shown_repr
 
 # Settings that do not affect the result: output folder, name, resources and publication.
+_NEW_DATA_SETTINGS = ("denoise", "exclude", "relabel", "group")
+"""Settings that specs of earlier versions did not have; unset, they do not change the digest."""
 _UNHASHED: dict[str, Any] = {
     "recipe": True,
     "output": True,
@@ -142,8 +144,9 @@ def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
     weights count by content and not by path.
     """
     values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
-    if values["data"]["denoise"] is None:
-        del values["data"]["denoise"]  # specs of earlier versions did not have it
+    for name in _NEW_DATA_SETTINGS:
+        if values["data"][name] is None:
+            del values["data"][name]
     if weights_sha256:
         values["model"]["weights"] = f"sha256:{weights_sha256}"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -6,6 +6,7 @@ error. No file is read here.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -37,6 +38,27 @@ RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Regular expression of a run name."""
 
 
+_EXIF_FIELDS = ("date", "camera", "serial")
+
+
+def _group_problem(value: str) -> str:
+    """Return why `value` is no data.group; empty if it is one."""
+    kind, colon, rest = value.partition(":")
+    if value == "duplicates":
+        return ""
+    if kind not in ("name", "column", "exif") or not colon or not rest:
+        return "it has another form"
+    if kind == "exif" and rest not in _EXIF_FIELDS:
+        return f"the EXIF field is none of {', '.join(_EXIF_FIELDS)}"
+    if kind != "name":
+        return ""
+    try:
+        re.compile(rest)
+    except re.error as error:
+        return f"the regular expression has an error: {error}"
+    return ""
+
+
 class DataSpec(Checked):
     """Source of the images, and how they become inputs of the network."""
 
@@ -53,6 +75,13 @@ class DataSpec(Checked):
         "auto"
     )
     """How the source is organised; auto recognises the layout. See docs/data.md."""
+    exclude: str | None = Field(None, min_length=1)
+    """Table of images to leave out: .csv with a column path, such as suspects.csv; a path or URI."""
+    relabel: str | None = Field(None, min_length=1)
+    """Table of images whose label changes: .csv with the columns path and new_label; a path or URI."""
+    group: str | None = Field(None, min_length=1)
+    """Images that belong together and stay on one side of the split: name:REGEX (text captured from the
+    name), column:NAME of a table, exif:date, exif:camera, exif:serial, or duplicates (near-duplicates)."""
     validation_fraction: float = Field(0.2, gt=0.0, lt=1.0)
     """Fraction of each class that is held out of a source without a split of its own."""
     held_out: Literal["auto", "validation", "train"] = "auto"
@@ -91,6 +120,17 @@ class DataSpec(Checked):
     @classmethod
     def _in_lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("group")
+    @classmethod
+    def _is_group(cls, value: str | None) -> str | None:
+        if value is not None and (problem := _group_problem(value)):
+            raise SettingError(
+                f"data.group is not valid: {problem}.",
+                "Use name:REGEX, column:NAME, exif:date, exif:camera, exif:serial or duplicates.",
+                value,
+            )
+        return value
 
     @field_validator("crop_fraction")
     @classmethod

@@ -190,7 +190,7 @@ class PhaseWork:
         folds = finetune.folds if finetune else 2
         loss_weights = class_weights(choice, names, counts, objective, len(labels))
         fit = fit_label_probe if labels.ndim == 2 else fit_probe
-        probe = fit(features, labels, loss_weights, folds, is_stopped)
+        probe = fit(features, labels, loss_weights, folds, is_stopped, self._dataset.train.groups)
         weights[0].assign(probe.kernel)
         weights[1].assign(probe.bias)
         row: Row = {"probe/penalty": probe.penalty}

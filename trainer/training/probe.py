@@ -21,6 +21,7 @@ from trainer.errors import DataError, StoppedError, UsageError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.integer]
+Groups = NDArray[np.int64] | None
 
 _PENALTIES = tuple(10.0**power for power in np.arange(-5.0, 2.01, 0.5))
 """Values of C, the inverse strength of the penalty, from strong to weak."""
@@ -54,12 +55,13 @@ def fit_probe(
     weights: NDArray[np.floating[Any]],
     folds: int,
     is_stopped: Callable[[], bool] = lambda: False,
+    groups: Groups = None,
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images].
 
     weights: weight of each class in the loss, [classes]. folds: number of folds of the cross-validation that
-    selects the penalty. Raises UsageError if the fit exceeds MAX_WORK, DataError for features that are not
-    finite, and StoppedError once `is_stopped` returns True between two fits.
+    selects the penalty. groups: see `assign_folds`. Raises UsageError if the fit exceeds MAX_WORK, DataError
+    for features that are not finite, and StoppedError once `is_stopped` returns True between two fits.
     """
     if features.size * len(weights) * folds > MAX_WORK:
         raise UsageError(
@@ -79,7 +81,8 @@ def fit_probe(
     scaled = (features - mean) / scale
     sample_weights = np.asarray(weights, np.float64)[labels]
     with one_scipy_thread():
-        penalty, held_out = _choose_penalty(scaled, labels, sample_weights, len(weights), folds, is_stopped)
+        fold = assign_folds(labels, folds, groups)
+        penalty, held_out = _choose_penalty(scaled, labels, sample_weights, len(weights), fold, is_stopped)
         kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
     kernel = kernel / scale
     return Probe(kernel, bias - mean @ kernel, penalty, held_out)
@@ -105,11 +108,10 @@ def _choose_penalty(
     labels: Labels,
     sample_weights: Floats,
     classes: int,
-    folds: int,
+    fold: NDArray[np.int64],
     is_stopped: Callable[[], bool],
 ) -> tuple[float, Floats | None]:
     """Return the penalty with the lowest cross-validated log loss, and its out-of-fold probabilities."""
-    fold = assign_folds(labels, folds)
     if not (is_tested := fold >= 0).any():
         return _PENALTIES[len(_PENALTIES) // 2], None
 
@@ -146,16 +148,38 @@ def _search(judge: Callable[[int], tuple[float, Floats]]) -> tuple[int, Floats]:
     return index, probabilities
 
 
-def assign_folds(labels: Labels, folds: int) -> NDArray[np.int64]:
+def assign_folds(labels: Labels, folds: int, groups: Groups = None) -> NDArray[np.int64]:
     """Return the fold of each image, from 0, assigned in turn to the images of each class in their order.
 
     The only image of a class has fold -1. A class with fewer images than folds is missing in some folds.
+    groups: number of the group of each image, [images]; all images of a group then have one fold.
     """
+    if groups is not None:
+        return _assign_grouped_folds(labels, folds, groups)
     fold = np.full(len(labels), -1, np.int64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) > 1:
             fold[members] = np.arange(len(members)) % folds
+    return fold
+
+
+def _assign_grouped_folds(labels: Labels, folds: int, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    from sklearn.model_selection import StratifiedGroupKFold  # slow import, needed only here
+
+    fold = np.full(len(labels), -1, np.int64)
+    count = min(folds, len(np.unique(groups)))
+    if count < 2:
+        return fold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about classes with fewer groups than folds
+        parts = StratifiedGroupKFold(count).split(labels, labels, groups)
+        for number, (_, test) in enumerate(parts):
+            fold[test] = number
+    for label in np.unique(labels):
+        # A class that is in one fold alone would be missing in training.
+        if len(np.unique(fold[labels == label])) == 1:
+            fold[np.isin(groups, groups[labels == label])] = -1
     return fold
 
 
@@ -215,6 +239,7 @@ def fit_label_probe(
     weights: NDArray[np.floating[Any]],
     folds: int,
     is_stopped: Callable[[], bool] = lambda: False,
+    groups: Groups = None,
 ) -> Probe:
     """Return the head that is fitted to `features` [images, width] and `labels` [images, labels].
 
@@ -222,7 +247,7 @@ def fit_label_probe(
     its own penalty; the penalty of the result is their geometric mean. Raises what `fit_probe` raises.
     """
     fits = [
-        _fit_label(features, labels[:, label], float(weight), folds, is_stopped)
+        _fit_label(features, labels[:, label], float(weight), folds, is_stopped, groups)
         for label, weight in enumerate(weights)
     ]
     held_out = [fit.held_out[:, 1] for fit in fits if fit.held_out is not None]
@@ -240,9 +265,10 @@ def _fit_label(
     weight: float,
     folds: int,
     is_stopped: Callable[[], bool],
+    groups: Groups,
 ) -> Probe:
     if len(np.unique(has_label)) == 2:
-        return fit_probe(features, has_label, np.array([1.0, weight]), folds, is_stopped)
+        return fit_probe(features, has_label, np.array([1.0, weight]), folds, is_stopped, groups)
     logit = _CERTAIN_LOGIT if has_label.any() else -_CERTAIN_LOGIT
     return Probe(np.zeros((features.shape[1], 2)), np.array([0.0, logit]), 1.0, None)
 

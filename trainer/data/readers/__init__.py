@@ -80,10 +80,10 @@ class _Read(NamedTuple):
 
 
 def _build_file_layouts(
-    buckets: Buckets, extraction: Extraction | None, is_multi: bool
+    buckets: Buckets, extraction: Extraction | None, is_multi: bool, group_column: str | None
 ) -> tuple[_FileLayout, ...]:
     find_import = partial(find_import_files, is_multi=is_multi)
-    read_import = partial(read_import_files, buckets=buckets, is_multi=is_multi)
+    read_import = partial(read_import_files, buckets=buckets, is_multi=is_multi, group_column=group_column)
     tables = _FileLayout("import", find_import, read_import, "a .csv, .tsv or .jsonl table of its images")
     if is_multi:
         return (tables,)
@@ -118,6 +118,7 @@ def read_layout(
     buckets: Buckets,
     extraction: Extraction | None = None,
     labels: Literal["single", "multi"] = "single",
+    group_column: str | None = None,
 ) -> SourceContents:
     """Read the images of `root` and return their items and rejections, both sorted by name.
 
@@ -125,10 +126,11 @@ def read_layout(
     for the first that matches: TFRecord, WebDataset, Parquet, CIFAR, import files, then class folders.
     Folders that could be either splits or classes are rejected unless `layout` is "folders". Parquet requires
     `extraction`. With `labels` "multi" an image has any number of labels, which only tables support.
-    `buckets` downloads the images that import files list by gs:// URI. An item's split is None if the source
-    does not define one. Raises DataError, and the errors that `buckets` raises.
+    `group_column` is the column of a table that contains the groups of the images. `buckets` downloads the
+    images that import files list by gs:// URI. An item's split is None if the source does not define one.
+    Raises DataError, and the errors that `buckets` raises.
     """
-    kinds = _build_file_layouts(buckets, extraction, labels == "multi")
+    kinds = _build_file_layouts(buckets, extraction, labels == "multi", group_column)
     if labels == "multi":
         result, name, files = _read_multi(root, layout, kinds[0])
     else:

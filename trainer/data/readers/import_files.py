@@ -222,13 +222,19 @@ def _find_problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
     return None
 
 
-def read_import_files(files: list[Path], root: Path, buckets: Buckets, is_multi: bool = False) -> ReadResult:
+def read_import_files(
+    files: list[Path],
+    root: Path,
+    buckets: Buckets,
+    is_multi: bool = False,
+    group_column: str | None = None,
+) -> ReadResult:
     """Read tables; item names are paths relative to `root`, or URIs for images of a bucket.
 
-    With `is_multi` an image has any number of labels, in one row or several, instead of one class. All images
-    of buckets are downloaded in one call. Raises DataError for a file that is not text, for unrecognized
-    columns, for contradictory tables, for a row with the URL of a server, and the errors that `buckets.fetch`
-    raises.
+    `group_column` is the name of the column with the group of each image. With `is_multi` an image has any
+    number of labels, in one row or several, instead of one class. All images of buckets are downloaded in one
+    call. Raises DataError for a file that is not text, for unrecognized columns, for contradictory tables,
+    for a row with the URL of a server, and the errors that `buckets.fetch` raises.
     """
     lookup = Lookup(root)
     result, listed = ReadResult(), _ListedImages()
@@ -241,7 +247,11 @@ def read_import_files(files: list[Path], root: Path, buckets: Buckets, is_multi:
             row if isinstance(row, str) else _with_base_uri(row, buckets.base_uri),
         )
         for table in tables
-        for line, row in _read_rows(table, lookup, splits.get(table.path, ""), buckets.base_uri, is_multi)
+        for line, row in _with_groups(
+            table,
+            _read_rows(table, lookup, splits.get(table.path, ""), buckets.base_uri, is_multi),
+            group_column,
+        )
     ]
     result.warnings += [warning for table in tables for warning in _unused_splits(table, lookup, is_multi)]
     uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_object(row.uri)]
@@ -368,6 +378,25 @@ def _read_rows(
         yield line, row
 
 
+def _with_groups(
+    table: Table, rows: Iterator[tuple[int, TableRow | str]], column: str | None
+) -> Iterator[tuple[int, TableRow | str]]:
+    """Yield `rows` with the group in the column `column`. Raises DataError if there is no such column."""
+    if column is None:
+        yield from rows
+        return
+    if column not in table.header:
+        raise DataError(
+            "A table has no column with the name in data.group.",
+            f"Its columns are {', '.join(table.header)[:200] or 'without names'}.",
+            received=f"column:{column}, {printable(str(table.path))}",
+        )
+    index = table.header.index(column)
+    groups = {line: cells[index] for line, cells in table.rows if index < len(cells)}
+    for line, row in rows:
+        yield line, row if isinstance(row, str) else replace(row, group=groups.get(line) or None)
+
+
 def _choose_columns(table: Table, lookup: Lookup, is_multi: bool) -> Columns | str:
     def is_image(cell: str, use: str) -> bool:
         return bool(cell) and (is_bucket(cell) or lookup.find(cell, table.path, split_named(use)) is not None)
@@ -432,7 +461,7 @@ def _build_item(
 
 
 def _labelled_item(row: TableRow, name: str, path: Path) -> Item:
-    item = Item(name, printable(row.label), split_named(row.use), path)
+    item = Item(name, printable(row.label), split_named(row.use), path, group=row.group)
     return item if row.labels is None else with_labels(item, map(printable, row.labels))
 
 

@@ -332,6 +332,8 @@ class TableRow:
     """Path of the image, if already resolved."""
     labels: tuple[str, ...] | None = None
     """With data.labels=multi all labels, or the cells that contain them; else None."""
+    group: str | None = None
+    """Value in the column of data.group."""
 
 
 def read_vertex_row(path: Path, cells: Sequence[str], is_multi: bool = False) -> TableRow | str:

@@ -20,6 +20,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.groups import require_no_tables
 from trainer.data.items import Source
 from trainer.data.shards.index import (
     INDEX_FILE,
@@ -270,6 +271,7 @@ def find_shards(spec: DataSpec) -> tuple[Store, ShardManifest] | None:
             )
     if manifest is not None:
         require_single_label(spec)
+        require_no_tables(spec)
         return store, manifest
     if spec.layout == "shards":
         raise DataError(

@@ -226,6 +226,12 @@ def make_shards(
     shards, DataError like `load_dataset`, and TemporaryError.
     """
     require_single_label(spec)
+    if spec.group == "duplicates":
+        raise UsageError(
+            "data.group=duplicates cannot be used for shards, which are packed without decoded images.",
+            "Use name:REGEX or column:NAME, or list the copies in data.exclude.",
+            received="data.group=duplicates",
+        )
     # Each process downloads only the bucket images of its own share.
     read = list_images(spec, pool.cache_dir, progress, placeholders=True)
     read = read._replace(items=usable_items(read.items, spec.held_out))
@@ -275,6 +281,7 @@ def _build_recipe(spec: DataSpec, items: Sequence[Item], shard_bytes: int) -> st
     settings = spec.model_dump(mode="json", include=set(_RECIPE_SETTINGS))
     # Omitted at its default, so that the recipe matches that of shards packed by earlier versions.
     settings |= {"held_out": spec.held_out} if spec.held_out != "auto" else {}
+    settings |= {"group": spec.group} if spec.group is not None else {}
     # The size detects an image that was replaced under the same name.
     listed = [[item.name, item.label, item.split, find_size(item)] for item in items]
     return hash_recipe({"settings": settings, "shard_bytes": shard_bytes, "items": listed})

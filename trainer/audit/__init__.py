@@ -1,0 +1,1 @@
+"""Data audit: measures of all images, odd images, shortcuts, noise groups and slices."""
