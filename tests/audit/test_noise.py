@@ -41,6 +41,16 @@ def test_images_without_kinds_of_noise_are_one_group() -> None:
     assert set(groups.groups) == {0}
 
 
+def test_continuum_of_noise_is_one_group() -> None:
+    rng = np.random.default_rng(0)
+    noise = np.ones((600, len(NOISE_NAMES)))
+    noise[:, NOISE_NAMES.index("sigma of luma at scale 1")] = rng.gamma(0.7, 8, 600)
+    noise[:, NOISE_NAMES.index("kurtosis of luma")] = 3 + rng.gamma(0.7, 20, 600)
+    groups = find_noise_groups(noise)
+    assert groups.components > 1
+    assert not groups.is_distinct
+
+
 def test_images_without_statistics_belong_to_no_group() -> None:
     images = [noisy(seed) if seed % 2 else None for seed in range(COUNT)]
     groups = find_noise_groups(measured(images).noise)

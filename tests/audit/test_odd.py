@@ -54,6 +54,15 @@ def test_night_scenes_are_not_odd_among_night_scenes() -> None:
     assert "dark" not in {image.kind for image in find_odd_images(measures)}
 
 
+def test_soft_images_are_not_odd_among_soft_images() -> None:
+    soft = [
+        encoded(draw_scene(seed, 300, 240).filter(ImageFilter.GaussianBlur(7)), "PNG") for seed in range(25)
+    ]
+    measures = measured(soft)
+    assert (measures.sharpness < 25).all()
+    assert "blurred" not in {image.kind for image in find_odd_images(measures)}
+
+
 def test_black_image_is_blank_among_three() -> None:
     black = encoded(Image.new("L", (100, 80)), "PNG")
     odd = find_odd_images(measured([USUAL[0], black, USUAL[1]]))
