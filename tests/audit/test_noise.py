@@ -42,10 +42,11 @@ def test_images_without_kinds_of_noise_are_one_group() -> None:
 
 
 def test_continuum_of_noise_is_one_group() -> None:
-    rng = np.random.default_rng(0)
-    noise = np.ones((600, len(NOISE_NAMES)))
-    noise[:, NOISE_NAMES.index("sigma of luma at scale 1")] = rng.gamma(0.7, 8, 600)
-    noise[:, NOISE_NAMES.index("kurtosis of luma")] = 3 + rng.gamma(0.7, 20, 600)
+    position = np.random.default_rng(0).uniform(0.7, 3.7, 1000)
+    noise = np.ones((1000, len(NOISE_NAMES)))
+    # A parabola in the features, which takes several components.
+    noise[:, NOISE_NAMES.index("sigma of luma at scale 1")] = np.exp(position) - 2
+    noise[:, NOISE_NAMES.index("kurtosis of luma")] = np.exp(4 * (position - 2.2) ** 2)
     groups = find_noise_groups(noise)
     assert groups.components > 1
     assert not groups.is_distinct

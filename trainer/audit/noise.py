@@ -1,7 +1,7 @@
 """Noise groups: images whose residual has similar statistics, found by a Gaussian mixture.
 
 The groups show how files were processed: sensor noise that was never removed, added noise, strong
-compression, dead pixels. They cannot tell two cameras apart after resizing or compression, which remove the
+compression, dead pixels. Two cameras cannot be distinguished after resizing or compression, which remove the
 pattern of the sensor; pictures from the web carry no fingerprint of their camera. Kinds of noise that form a
 continuum, as JPEG at neighbouring qualities, are one group.
 """
