@@ -150,7 +150,8 @@ def print_shortcuts(paths: Sequence[Path], arguments: argparse.Namespace) -> Non
                 accuracies.append(first.accuracy if first else 0.0)
                 count += bool(result and {field.name for field in result.claimed} & set(expected))
             print(
-                f"{name:<14} {following:.0%} of the images: found and named {count} of {arguments.plantings}; "
+                f"{name:<14} {following:.0%} of the images: found and named {count} of "
+                f"{arguments.plantings}; "
                 f"accuracy {describe(accuracies)}; strongest: {', '.join(firsts)}",
                 flush=True,
             )

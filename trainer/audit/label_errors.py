@@ -22,9 +22,9 @@ from trainer.training.probe import MAX_WORK, assign_folds
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
 
-PENALTY = 1e-3
-"""C of the logistic regression on scaled features. A strong penalty, so that the model does not adapt to
-single wrong labels."""
+_PENALTY, _STRONGEST = 2.0, 1e-4
+"""C of the logistic regression on scaled features is _PENALTY divided by the number of images, and not less
+than _STRONGEST. It is small, so that the model does not adapt to single wrong labels."""
 _FOLDS = 5
 _FEWEST_IMAGES = 20
 _FAR_SCORE = 3.5
@@ -108,7 +108,8 @@ def _fit(features: Floats, labels: Ints, classes: int) -> Callable[[Floats], Flo
     """Return a function from features to probabilities [images, classes]; 0 for a class without images."""
     from sklearn.linear_model import LogisticRegression  # slow import, needed only here
 
-    model = LogisticRegression(C=PENALTY, max_iter=300, tol=1e-3)
+    penalty = max(_STRONGEST, _PENALTY / len(features))
+    model = LogisticRegression(C=penalty, max_iter=300, tol=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # convergence: the ranking does not need more
         model.fit(features, labels)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 _SHARPNESS_SIDE = 256
-_BORDER_TOLERANCE = 10
-"""Largest difference from the border's colour, of 255."""
+_BORDER_TOLERANCE = 16
+"""Largest difference from the border's colour, of 255; JPEG blurs the colour of a narrow frame."""
 _CHUNK_ITEMS = 32
 _one_large = threading.Lock()
 
@@ -80,7 +80,7 @@ class Measures:
     sharpness: Floats
     """Variance of the Laplacian of the luma, 0..255, at a longer side of at most 256 pixels."""
     border_share: Floats
-    """[N, 4]: top, bottom, left, right: share of the outermost line within 10 of 255 of its median colour."""
+    """[N, 4]: top, bottom, left, right: share of the outermost line within 16 of 255 of its median colour."""
     border_colour: Floats
     """[N, 4, 3]: median red, green and blue of the outermost lines, in 0..1."""
     noise: Floats

@@ -1,7 +1,7 @@
 """Noise groups: images whose residual has similar statistics, found by a Gaussian mixture.
 
 The groups show how files were processed: sensor noise that was never removed, added noise, strong
-compression, dead pixels. They cannot tell two cameras apart after resizing or compression, which remove the
+compression, dead pixels. Two cameras cannot be distinguished after resizing or compression, which remove the
 pattern of the sensor; pictures from the web carry no fingerprint of their camera. Kinds of noise that form a
 continuum, as JPEG at neighbouring qualities, are one group.
 """
@@ -70,10 +70,10 @@ class Association:
 def find_noise_groups(noise: NDArray[np.floating[Any]]) -> NoiseGroups:
     """Return the groups of images by their noise statistics, float [N, len(NOISE_NAMES)], as of `Measures`.
 
-    A Gaussian mixture with 1 to 8 components is fitted, with the number of components of the lowest BIC
-    (Schwarz 1978). The components approximate groups of any shape, so those without a gap between them are
-    merged, as in Hennig (2010), "Methods for merging Gaussian mixture components", section 4.1. Below 50
-    images there is one group.
+    A Gaussian mixture with 1 to 8 components is fitted, with full or diagonal covariances, whichever has the
+    lowest BIC (Schwarz 1978). The components approximate groups of any shape, so those without a gap between
+    them are merged, a ridgeline method of Hennig (2010), "Methods for merging Gaussian mixture components".
+    Below 50 images there is one group.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -85,9 +85,10 @@ def find_noise_groups(noise: NDArray[np.floating[Any]]) -> NoiseGroups:
     if len(features) < _MIN_IMAGES or distinct == 1:
         return _describe_groups(groups, noise, 1)
     models = [
-        GaussianMixture(count, reg_covar=_FLOOR**2, n_init=2, max_iter=500, random_state=0).fit(
-            features[sample]
-        )
+        GaussianMixture(
+            count, covariance_type=form, reg_covar=_FLOOR**2, n_init=2, max_iter=500, random_state=0
+        ).fit(features[sample])
+        for form in ("full", "diag")  # the latter for few images: it has a fifth of the parameters
         for count in range(1, min(MAX_COMPONENTS, distinct) + 1)
     ]
     best = min(models, key=lambda model: model.bic(features[sample]))
@@ -134,6 +135,8 @@ def _dip(model: Any, first: int, other: int) -> float:
     """
     pair = [first, other]
     weights, means, covariances = model.weights_[pair], model.means_[pair], model.covariances_[pair]
+    if model.covariance_type == "diag":
+        covariances = np.stack([np.diag(variances) for variances in covariances])
     axis = np.linalg.solve(np.tensordot(weights, covariances, 1), means[1] - means[0])
     start, end = means @ axis
     deviations = np.sqrt([axis @ covariance @ axis for covariance in covariances])

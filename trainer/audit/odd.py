@@ -49,14 +49,14 @@ class OddImage(NamedTuple):
 def find_odd_images(measures: Measures) -> list[OddImage]:
     """Return the odd images by row, with one finding for each kind that applies.
 
-    A blank or nearly uniform image is not also dark, bright or blurred.
+    An image has at most one of the kinds unreadable, blank, dark, bright, nearly uniform and blurred, in this
+    order, because each of them explains the following ones.
     """
-    found = [*_find_unreadable(measures), *_find_uniform(measures)]
-    is_uniform = np.zeros(len(measures), bool)
-    is_uniform[[image.row for image in found]] = True
-    found += [*_find_by_brightness(measures, is_uniform), *_find_blurred(measures, is_uniform)]
-    found += [*_find_by_size(measures), *_find_turned(measures)]
-    return sorted(found, key=lambda image: image.row)
+    odd: dict[int, OddImage] = {}
+    for find in (_find_unreadable, _find_blank, _find_by_brightness, _find_nearly_uniform, _find_blurred):
+        odd = {image.row: image for image in find(measures)} | odd
+    others = [*_find_by_size(measures), *_find_turned(measures)]
+    return sorted([*odd.values(), *others], key=lambda image: image.row)
 
 
 def robust_scores(values: Floats) -> NDArray[np.float64]:
@@ -85,46 +85,50 @@ def _find_unreadable(measures: Measures) -> list[OddImage]:
     ]
 
 
-def _find_uniform(measures: Measures) -> list[OddImage]:
-    """Return blank images, and those with little contrast that are outliers in it."""
-    contrast, share = measures.contrast, measures.flat_share
-    is_blank = (contrast < _BLANK_CONTRAST) | (share > _BLANK_SHARE)
-    is_low = (contrast < _UNIFORM_CONTRAST) & (robust_scores(contrast) < -_LOW_SCORE)
-    is_uniform = ~is_blank & (is_low | ((share > _UNIFORM_SHARE) & (robust_scores(share) > _SCORE)))
-    blank = [
-        OddImage(row, "blank", f"{share[row]:.0%} of the pixels have the same grey value.")
+def _find_blank(measures: Measures) -> list[OddImage]:
+    is_blank = (measures.contrast < _BLANK_CONTRAST) | (measures.flat_share > _BLANK_SHARE)
+    return [
+        OddImage(row, "blank", f"{measures.flat_share[row]:.0%} of the pixels have the same grey value.")
         for row in _rows(is_blank)
     ]
-    return blank + [
-        OddImage(
-            row,
-            "nearly uniform",
-            f"Contrast {contrast[row]:.3f}; {share[row]:.0%} of the pixels have the same grey value.",
-        )
-        for row in _rows(is_uniform)
-    ]
 
 
-def _find_by_brightness(measures: Measures, is_uniform: NDArray[np.bool_]) -> list[OddImage]:
-    brightness = measures.brightness
+def _find_by_brightness(measures: Measures) -> list[OddImage]:
+    brightness, usual = measures.brightness, _median(measures.brightness)
     scores = robust_scores(brightness)
-    usual = float(np.nanmedian(brightness)) if np.isfinite(brightness).any() else 0.0
     is_dark = (brightness < _BLACK) | ((brightness < _DARK) & (scores < -_LOW_SCORE))
     is_bright = (brightness > _WHITE) | ((brightness > _BRIGHT) & (scores > _LOW_SCORE))
     kinds: tuple[tuple[Kind, NDArray[np.bool_]], ...] = (("dark", is_dark), ("bright", is_bright))
     return [
         OddImage(row, kind, f"Brightness {brightness[row]:.2f}; the median of the images is {usual:.2f}.")
         for kind, mask in kinds
-        for row in _rows(mask & ~is_uniform)
+        for row in _rows(mask)
     ]
 
 
-def _find_blurred(measures: Measures, is_uniform: NDArray[np.bool_]) -> list[OddImage]:
+def _find_nearly_uniform(measures: Measures) -> list[OddImage]:
+    """Return outliers with low contrast, and those of which most pixels have the same grey value."""
+    contrast, share = measures.contrast, measures.flat_share
+    scores = robust_scores(np.log(np.maximum(contrast, 1e-3)))
+    is_uniform = (contrast < _UNIFORM_CONTRAST) & (scores < -_LOW_SCORE)
+    is_uniform |= (share > _UNIFORM_SHARE) & (robust_scores(share) > _SCORE)
+    usual = _median(contrast)
+    return [
+        OddImage(
+            row,
+            "nearly uniform",
+            f"Contrast {contrast[row]:.2f}, the median of the images is {usual:.2f}; "
+            f"{share[row]:.0%} of the pixels have the same grey value.",
+        )
+        for row in _rows(is_uniform)
+    ]
+
+
+def _find_blurred(measures: Measures) -> list[OddImage]:
     """Return outliers in log sharpness that are also below an absolute limit, which sharp images exceed."""
-    sharpness = measures.sharpness
+    sharpness, usual = measures.sharpness, _median(measures.sharpness)
     scores = robust_scores(np.log(np.maximum(sharpness, 1e-3)))
-    is_blurred = (sharpness < _BLURRED) & (scores < -_LOW_SCORE) & ~is_uniform
-    usual = float(np.nanmedian(sharpness)) if np.isfinite(sharpness).any() else 0.0
+    is_blurred = (sharpness < _BLURRED) & (scores < -_LOW_SCORE)
     return [
         OddImage(
             row,
@@ -133,6 +137,12 @@ def _find_blurred(measures: Measures, is_uniform: NDArray[np.bool_]) -> list[Odd
         )
         for row in _rows(is_blurred)
     ]
+
+
+def _median(values: Floats) -> float:
+    """Return the median of the values that are not NaN, NaN if there are none."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _find_by_size(measures: Measures) -> list[OddImage]:
