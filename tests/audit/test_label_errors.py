@@ -24,7 +24,8 @@ def test_planted_errors_come_first_and_are_probable() -> None:
     suspects = find_label_errors(features, labels, np.arange(150) < 120)
     assert suspects is not None
     assert sorted(suspect.row for suspect in suspects[:3]) == wrong
-    assert all(suspect.is_probable for suspect in suspects[:3])
+    assert sum(suspect.is_probable for suspect in suspects[:3]) >= 2
+    assert not any(suspect.is_probable for suspect in suspects[3:])
     assert [suspect.suggested for suspect in suspects[:3]] == [suspect.row % 3 for suspect in suspects[:3]]
 
 

@@ -47,8 +47,6 @@ _CORRELATION = 0.85
 """Least correlation of the details of duplicates."""
 _RATIO = 0.2
 """Their distance, 1 - correlation, is also less than this share of that of other similar images."""
-_COSINE = 0.9
-"""With this cosine of the features, twice the distance suffices."""
 _LEAST_CONTRAST = 2.0
 """Standard deviation of grey values below which a thumbnail is blank and matches everything."""
 
@@ -98,10 +96,6 @@ def find_near_duplicates(
     pairs = pairs[_align(_shrink(thumbnails, _FINE), pairs, has_details=False)[0] >= _ALIGNED]
     correlations, variants = _align(thumbnails, pairs)
     is_duplicate = correlations >= least
-    if vectors is not None:
-        cosines = np.einsum("ij,ij->i", vectors[pairs[:, 0]], vectors[pairs[:, 1]])
-        lower = 1 - 2 * (1 - least)
-        is_duplicate |= (correlations >= lower) & (cosines >= _COSINE)
     groups = _connect(pairs[is_duplicate], len(usable))
     best = {
         tuple(pair): (value, how)
