@@ -1,11 +1,13 @@
-"""Figures of the audit: planted shortcuts and kinds of noise, and how often they are found.
+"""Figures of the audit: planted faults and how many of them are found.
 
+    python scripts/audit_figures.py labels --data cats_and_dogs_filtered.zip --plantings 5
+    python scripts/audit_figures.py duplicates --data cats_and_dogs_filtered.zip --plantings 5
     python scripts/audit_figures.py shortcuts --data cats_and_dogs_filtered.zip --plantings 5
     python scripts/audit_figures.py noise --data cats_and_dogs_filtered.zip --plantings 5
     python scripts/audit_figures.py clean --data cats_and_dogs_filtered.zip --copies 100
 
 All settings of the audit were chosen on the training images; the figures are of the images in `--split`,
-validation by default. `clean` shuffles the labels, and no shortcut should be found.
+validation by default. `clean` shuffles the labels, and no shortcut should be found. `labels` uses all splits.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -287,9 +290,115 @@ def print_noise(paths: Sequence[Path], arguments: argparse.Namespace) -> None:
     print(f"as they are: {len(clean.texts)} group, {clean.components} components")
 
 
+WRONG_SHARES = (0.02, 0.05, 0.1)
+
+
+def print_labels(paths: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Give a share of all images another label; print how many of as many suspects are these images."""
+    from trainer.audit.audit import join_splits
+    from trainer.audit.backbone import PIXELS, compute_features
+    from trainer.audit.label_errors import find_label_errors
+    from trainer.cli.environment import cache_folder
+    from trainer.data.load import load_splits
+    from trainer.spec.schema import DataSpec
+
+    data = DataSpec.model_validate({"source": arguments.data, **PIXELS})
+    splits, names, _ = load_splits(data, cache_folder(), SilentProgress())
+    features = compute_features(splits, data, cache_folder(), SilentProgress())
+    images = join_splits(splits, names, features)
+    labels, values = np.asarray(images.labels), np.asarray(images.features)
+    for suspect in (find_label_errors(values, labels, images.is_train) or [])[:20]:
+        name, likely = images.items[suspect.row].name, names[suspect.suggested]
+        print(f"as they are: {name} {suspect.label_probability:.3f}, {likely}, {suspect.is_probable}")
+    for share in WRONG_SHARES:
+        hits, probable, precisions = [], [], []
+        for seed in range(arguments.plantings):
+            random, count = np.random.default_rng(seed), round(share * len(labels))
+            wrong = random.choice(len(labels), count, replace=False)
+            changed = labels.copy()
+            changed[wrong] = (labels[wrong] + random.integers(1, len(names), count)) % len(names)
+            suspects = find_label_errors(values, changed, images.is_train) or []
+            sure = [suspect.row for suspect in suspects if suspect.is_probable]
+            hits.append(float(np.isin([suspect.row for suspect in suspects[:count]], wrong).sum() / count))
+            probable.append(float(np.isin(wrong, sure).mean()))
+            precisions.append(float(np.isin(sure, wrong).mean()))
+        print(
+            f"{share:.0%} of {len(labels)} labels wrong: of as many suspects {describe(hits)} are wrong; "
+            f"probable errors: recall {describe(probable)}, precision {describe(precisions)}",
+            flush=True,
+        )
+
+
+COPIES = 200
+COPY_KINDS = ("resized", "re-encoded", "mirrored", "cropped")
+
+
+def write_copy(path: Path, target: Path, kind: str, random: Random) -> None:
+    """Write a copy of the image at `path`: at 0.4 to 1.6 of its size, at quality 20 to 60, mirrored, or cropped
+    by 5% of both sides at a random place."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    (width, height), quality = image.size, 90
+    if kind == "resized":
+        scale = random.uniform(0.4, 1.6)
+        image = image.resize((max(8, int(width * scale)), max(8, int(height * scale))))
+    elif kind == "re-encoded":
+        quality = int(random.integers(20, 61))
+    elif kind == "mirrored":
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    else:
+        left, top = (int(random.integers(0, round(side * 0.05) + 1)) for side in image.size)
+        image = image.crop((left, top, left + round(width * 0.95), top + round(height * 0.95)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image.save(target, quality=quality)
+
+
+def print_duplicates(paths: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Plant 200 copies of images; print how many are found as pairs with their original, and other groups."""
+    recalls, others, seconds = [], [], []
+    for seed in range(arguments.plantings):
+        random = np.random.default_rng(seed)
+        chosen = random.choice(len(paths), min(COPIES, len(paths)), replace=False)
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            for path in paths:
+                (root / path.parent.name).mkdir(exist_ok=True)
+                (root / path.parent.name / path.name).symlink_to(path)
+            for number, row in enumerate(chosen):
+                kind, path = COPY_KINDS[number % len(COPY_KINDS)], paths[row]
+                write_copy(path, root / path.parent.name / f"copy-{path.stem}.jpg", kind, random)
+            pairs, found, taken = find_copies(root)
+        seconds.append(taken)
+        recalls.append(len(pairs & found) / len(pairs))
+        others.append(len(found - pairs))
+    print(
+        f"{len(chosen)} copies among {len(paths)} images: recall {describe(recalls)}; other groups {others}; "
+        f"{statistics.fmean(seconds):.1f} s"
+    )
+
+
+def find_copies(root: Path) -> tuple[set[frozenset[str]], set[frozenset[str]], float]:
+    """Return the planted pairs, the groups that are found, by names, and the seconds of the search."""
+    from trainer.audit.backbone import PIXELS
+    from trainer.data.load import load_splits
+    from trainer.data.near_duplicates import build_thumbnails, find_near_duplicates
+    from trainer.spec.schema import DataSpec
+
+    data = DataSpec.model_validate({"source": str(root), **PIXELS})
+    (split,) = load_splits(data, root / "cache", SilentProgress())[0].values()
+    started = time.perf_counter()
+    groups = find_near_duplicates(build_thumbnails(split.pixels, len(split.items)))
+    taken = time.perf_counter() - started
+    names = [item.name for item in split.items]
+    pairs = {frozenset((name, name.replace("/copy-", "/"))) for name in names if "/copy-" in name}
+    return pairs, {frozenset(names[row] for row in group.rows) for group in groups}, taken
+
+
 FIGURES: dict[str, Callable[[Sequence[Path], argparse.Namespace], None]] = {
     "shortcuts": print_shortcuts,
     "clean": print_clean,
+    "duplicates": print_duplicates,
+    "labels": print_labels,
     "noise": print_noise,
 }
 
