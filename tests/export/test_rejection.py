@@ -308,7 +308,9 @@ def test_export_that_recognizes_images_differently_is_rejected(
 
 
 def test_model_with_several_labels_rejects_images_and_answers_bad_ones(tmp_path: Path) -> None:
-    spec = load_spec(settings=[f"data={{image_size: {SIDE}, labels: multi}}", "model={family: plain}"])
+    spec = load_spec(
+        settings=[f"data={{image_size: {SIDE}, labels: multi}}", "model={family: plain, filters: [4]}"]
+    )
     model = build_inference_model(spec.model, len(CLASSES), SIDE)
     export_model(tmp_path / "model", model, CLASSES, spec.data, (0.0, 0.5), confidence_of(spec, model))
     loaded = load_model(tmp_path / "model")
