@@ -82,9 +82,9 @@ def test_p_value_counts_calibration_images_that_are_at_least_as_novel() -> None:
     features, labels = blobs(40, 0)
     scores = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
     detector = replace(detector_of(features, labels, 0.4, "neighbour"), calibration=scores)
-    p_values = np.asarray(detector.p_values(np.array([0.0, 0.2, 0.25, 0.4, 0.5], np.float32)))
-    np.testing.assert_allclose(p_values, [1.0, 0.8, 0.6, 0.4, 0.2])
-    assert np.asarray(detector.is_accepted(p_values)).tolist() == [True, True, True, True, False]
+    p_values = np.asarray(detector.p_values(np.array([0.0, 0.2, 0.25, 0.4, 0.5, np.nan], np.float32)))
+    np.testing.assert_allclose(p_values, [1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
+    assert np.asarray(detector.is_accepted(p_values)).tolist() == [True, True, True, True, False, False]
     everything = replace(detector, calibration=np.zeros(0, np.float32))
     assert np.asarray(everything.p_values(np.array([9.0], np.float32))).tolist() == [1.0]
 
