@@ -76,8 +76,10 @@ class Backbone:
         ]
         spec = load_spec(settings=settings)
         backbone: keras.Model = get_backbone(build_inference_model(spec.model, 2, SIDE))
-        file = find_weights(spec.model, cache_folder(), SilentProgress())
-        if not isinstance(spec.model, PretrainedSpec) or file is None:
+        file = None
+        if isinstance(spec.model, PretrainedSpec):
+            file = find_weights(spec.model, cache_folder(), SilentProgress())
+        if file is None:
             raise SystemExit("No pretrained weights are available on this machine.")
         load_weights(backbone, file)
         self.form, self.cache, self.inference = spec.data.pixel_format, cache, Inference(backbone)
