@@ -334,8 +334,11 @@ COPY_KINDS = ("resized", "re-encoded", "mirrored", "cropped")
 
 
 def write_copy(path: Path, target: Path, kind: str, random: Random) -> None:
-    """Write a copy of the image at `path`: at 0.4 to 1.6 of its size, at quality 20 to 60, mirrored, or cropped
-    by 5% of both sides at a random place."""
+    """Write a copy of the image at `path`.
+
+    It is scaled by 0.4 to 1.6, encoded at quality 20 to 60, mirrored, or cropped by 5% of both sides at a
+    random place.
+    """
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     (width, height), quality = image.size, 90

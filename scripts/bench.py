@@ -5,7 +5,7 @@
     python scripts/bench.py extraction --data PETS    features of a backbone / the bare forward pass
     python scripts/bench.py finetuning --data PETS    training of its last stage / the bare step
     python scripts/bench.py cached --data PETS   a second training on cached features, in seconds
-    python scripts/bench.py served --data PETS --batch 1    an answer with rejection / a bare one
+    python scripts/bench.py served --data PETS --batch 1    an answer with rejection / one without
     python scripts/bench.py memory               resident memory, data of ten times the cache
     python scripts/bench.py help                 `trainer --help`
 
@@ -146,14 +146,15 @@ def bench_cached(arguments: argparse.Namespace) -> None:
 
 
 def bench_served(arguments: argparse.Namespace) -> None:
-    """Compare milliseconds per image of an exported model with those of one without rejection."""
+    """Compare milliseconds per image with rejection, without it, and without an error per image."""
     from trainer.cli.bootstrap import prepare_libraries
 
     prepare_libraries()
     import bench.served as benchmark
 
-    served, bare = benchmark.prepare(find_data_folder(arguments.data), arguments.batch)
-    compare("with rejection, ms/image", "without, ms/image", served, bare, arguments.pairs)
+    served, without, bare = benchmark.prepare(find_data_folder(arguments.data), arguments.batch)
+    compare("with rejection, ms/image", "without it, ms/image", served, without, arguments.pairs)
+    compare("with rejection, ms/image", "bare, ms/image", served, bare, arguments.pairs)
 
 
 def bench_memory(arguments: argparse.Namespace) -> None:

@@ -76,9 +76,9 @@ class Backbone:
         ]
         spec = load_spec(settings=settings)
         backbone: keras.Model = get_backbone(build_inference_model(spec.model, 2, SIDE))
-        if not isinstance(spec.model, PretrainedSpec):
-            raise TypeError("The settings describe a pretrained model.")
-        file = find_weights(spec.model, cache_folder(), SilentProgress())
+        file = None
+        if isinstance(spec.model, PretrainedSpec):
+            file = find_weights(spec.model, cache_folder(), SilentProgress())
         if file is None:
             raise SystemExit("No pretrained weights are available on this machine.")
         load_weights(backbone, file)

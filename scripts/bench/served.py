@@ -1,4 +1,4 @@
-"""A served answer with rejection and an error per image against a bare one; used by bench.py."""
+"""A served answer with rejection against one without it and against a bare one; used by bench.py."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SETTINGS = [
 _REQUESTS = 40
 
 
-def prepare(folder: Path, batch: int) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Return functions that measure milliseconds per image: the exported model, and one without rejection.
+def prepare(folder: Path, batch: int) -> tuple[Callable[[], float], ...]:
+    """Return functions that measure milliseconds per image with rejection, without it, and of a bare model.
 
-    The second one decodes, resizes and classifies, and fails as a whole if an image cannot be decoded.
+    The bare model decodes, resizes and classifies, and fails as a whole if an image cannot be decoded.
     """
     spec = load_spec(settings=_SETTINGS)
     model = build_inference_model(spec.model, 2, spec.data.image_size)
@@ -51,12 +51,12 @@ def prepare(folder: Path, batch: int) -> tuple[Callable[[], float], Callable[[],
         return measure
 
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "model"
-        export_model(path, model, ("cats", "dogs"), spec.data, (), Confidence(1.5, detector))
-        _export_bare(Path(temporary) / "bare", model, spec.data.pixel_format)
-        loaded = [tf.saved_model.load(str(Path(temporary) / name)) for name in ("model", "bare")]
-    with_rejection, bare = (measured(_Signature(model)) for model in loaded)
-    return with_rejection, bare
+        path = Path(temporary)
+        export_model(path / "with", model, ("cats", "dogs"), spec.data, (), Confidence(1.5, detector))
+        export_model(path / "without", model, ("cats", "dogs"), spec.data, (), Confidence(1.5))
+        _export_bare(path / "bare", model, spec.data.pixel_format)
+        loaded = [tf.saved_model.load(str(path / name)) for name in ("with", "without", "bare")]
+    return tuple(measured(_Signature(model)) for model in loaded)
 
 
 class _Signature:

@@ -102,6 +102,8 @@ class NoveltyDetector:
         with conformal p-values", 2023. It is 1 without calibration images.
         """
         count = len(self.calibration)
+        # Pixels that are not finite have no score, and must not be accepted.
+        scores = tf.where(tf.math.is_nan(scores), tf.constant(np.inf, tf.float32), scores)
         lower = tf.searchsorted(tf.constant(self.calibration), scores * (1.0 - _TIE), side="left")
         return tf.cast(1 + count - lower, tf.float32) / (1.0 + count)
 

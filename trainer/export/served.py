@@ -149,14 +149,15 @@ class ServedModel(tf.Module):  # type: ignore[misc]
     def find_nearest(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return the training images that are nearest to encoded images, string [batch].
 
-        Returns `names` and `distances`, [batch, n], the nearest first, and `error` as `classify_images`. See
-        `NoveltyDetector.nearest`.
+        Returns `names` and `distances`, [batch, n], the nearest first, and `error` as `classify_images`. The
+        names are empty for an image with an error. See `NoveltyDetector.nearest`.
         """
         if self.confidence.detector is None:
             raise ValueError("A model without a detector has no training images.")
         pixels, errors = self._shared.decode(image_bytes)
         features, _ = self._shared.infer(tf.cast(pixels, tf.float32))
         names, distances = self.confidence.detector.nearest(features, NEAREST_COUNT)
+        names = tf.where(tf.equal(errors, "")[:, None], names, "")
         return {"names": names, "distances": distances, "error": errors}
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
