@@ -79,7 +79,9 @@ def measure(arguments: argparse.Namespace) -> tuple[np.ndarray[tuple[int, ...], 
         seconds += time.perf_counter() - began
         label = model.class_names.index(explanation.label)
         shape = explanation.heat.shape
-        others = [random_map(shape[0], shape[1], int(random.integers(2**31))) for _ in range(arguments.random)]
+        others = [
+            random_map(shape[0], shape[1], int(random.integers(2**31))) for _ in range(arguments.random)
+        ]
         measured = [
             measure_map(classify, image, label, heat, is_multi) for heat in (explanation.heat, *others)
         ]

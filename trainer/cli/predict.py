@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.data.dataset import Split
     from trainer.data.progress import Progress
     from trainer.evaluate.metrics import AnyPredictions
+    from trainer.evaluate.predict import FilePrediction
     from trainer.export import LoadedModel
     from trainer.storage.store import Store
 
@@ -86,29 +87,37 @@ def predict_command(
     converted: Counter[str] = Counter()
 
     def answers() -> Iterator[Answer]:
-        for path, result in classify_files(model, paths, lambda name: converted.update([name])):
+        results = classify_files(model, paths, lambda name: converted.update([name]))
+        for path, result in results if maps is None else maps.explained(results, model, names):
             if isinstance(result, str):
                 click.echo(f"{names[path]}: {result}", err=True)
                 unusable.append(Rejection(names[path], result))
             else:
-                if maps is not None and (problem := maps.add(model, path, names[path])):
-                    click.echo(f"{names[path]}: {problem}", err=True)
-                    unusable.append(Rejection(names[path], problem))
-                    continue
                 probabilities = dict(zip(model.class_names, map(float, result), strict=True))
                 yield Answer(names[path], predicted_labels(probabilities, model, options), probabilities)
 
-    is_multi = model.data.labels == "multi"
-    if target is None:
-        _print_answers(answers(), max(map(len, names.values())), is_multi, options)
-    else:
-        _write_csv(*target, _as_csv(answers(), model.class_names, is_multi, options.top))
+    _write_answers(answers(), max(map(len, names.values())), model, options, target)
     if maps is not None:
-        click.echo(f"maps       {shown_address(maps.store.uri)}, {maps.count} PNG files", err=True)
+        maps.print_summary()
     links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
     _require_usable(len(unusable), failures, len(paths))
+
+
+def _write_answers(
+    answers: Iterator[Answer],
+    width: int,
+    model: LoadedModel,
+    options: PredictOptions,
+    target: tuple[Store, str] | None,
+) -> None:
+    """Print the answers, with names padded to `width`, or write them to the CSV file `target`."""
+    is_multi = model.data.labels == "multi"
+    if target is None:
+        _print_answers(answers, width, is_multi, options)
+    else:
+        _write_csv(*target, _as_csv(answers, model.class_names, is_multi, options.top))
 
 
 class _MapFolder:
@@ -129,7 +138,15 @@ class _MapFolder:
         self.store.require_writable()
         self.count = 0
 
-    def add(self, model: LoadedModel, path: Path, name: str) -> str:
+    def explained(
+        self, results: Iterator[tuple[Path, FilePrediction]], model: LoadedModel, names: Mapping[Path, str]
+    ) -> Iterator[tuple[Path, FilePrediction]]:
+        """Write the picture of each image in `results` and yield its result, or why there is no picture."""
+        for path, result in results:
+            problem = "" if isinstance(result, str) else self._add(model, path, names[path])
+            yield path, problem or result
+
+    def _add(self, model: LoadedModel, path: Path, name: str) -> str:
         """Write the picture of the image at `path`; return why there is none, or an empty text."""
         from trainer.evaluate.predict import explain_file
         from trainer.report.heat import encode_pair
@@ -141,6 +158,10 @@ class _MapFolder:
         parts = (_file_part(path.stem), _file_part(explanation.label), f"{explanation.probability:.3f}")
         self.store.write(f"{self.count:04}-{'-'.join(parts)}.png", encode_pair(explanation, name))
         return ""
+
+    def print_summary(self) -> None:
+        """Print the folder and the number of pictures to standard error."""
+        click.echo(f"maps       {shown_address(self.store.uri)}, {self.count} PNG files", err=True)
 
 
 def _file_part(text: str) -> str:
