@@ -257,9 +257,8 @@ def spec(key: str, as_json: bool) -> None:
 
 @click.command(
     epilog=examples(
-        "trainer predict runs/first photo.jpg holiday/",
+        "trainer predict runs/first photo.jpg holiday/ --explain maps",
         "trainer predict runs/first gs://my-bucket/pets --top 3 --csv pets.csv",
-        "trainer predict runs/first photo.jpg --explain maps",
     )
 )
 @click.argument("model", metavar="RUN_OR_MODEL")

@@ -91,25 +91,17 @@ def predict_command(
     converted: Counter[str] = Counter()
 
     def answers() -> Iterator[Answer]:
-        for path, result in classify_files(model, paths, lambda name: converted.update([name])):
+        results = classify_files(model, paths, lambda name: converted.update([name]))
+        for path, result in results if maps is None else maps.explained(results, model, names):
             if isinstance(result, str):
                 click.echo(f"{names[path]}: {result}", err=True)
                 unusable.append(Rejection(names[path], result))
             else:
-                if maps is not None and (problem := maps.add(model, path, names[path])):
-                    click.echo(f"{names[path]}: {problem}", err=True)
-                    unusable.append(Rejection(names[path], problem))
-                    continue
                 yield _build_answer(names[path], result, model, options)
 
-    is_multi = model.data.labels == "multi"
-    if target is None:
-        _print_answers(answers(), max(map(len, names.values())), is_multi, options)
-    else:
-        columns = (model.class_names, is_multi, options.top, model.level is not None)
-        _write_csv(*target, _as_csv(answers(), *columns))
+    _write_answers(answers(), max(map(len, names.values())), model, options, target)
     if maps is not None:
-        click.echo(f"maps       {shown_address(maps.store.uri)}, {maps.count} PNG files", err=True)
+        maps.print_summary()
     links = filter(None, (describe_links(paths, source) for source, _ in sources if source.is_dir()))
     for line in (*warnings_of_formats(converted, unusable), *_left_out(left_out), *links):
         click.echo(line, err=True)
@@ -120,6 +112,22 @@ def _build_answer(name: str, result: FileAnswer, model: LoadedModel, options: Pr
     probabilities = dict(zip(model.class_names, map(float, result.probabilities), strict=True))
     labels = predicted_labels(probabilities, model, options)
     return Answer(name, labels, probabilities, result.known, result.accepted)
+
+
+def _write_answers(
+    answers: Iterator[Answer],
+    width: int,
+    model: LoadedModel,
+    options: PredictOptions,
+    target: tuple[Store, str] | None,
+) -> None:
+    """Print the answers, with names padded to `width`, or write them to the CSV file `target`."""
+    is_multi = model.data.labels == "multi"
+    if target is None:
+        _print_answers(answers, width, is_multi, options)
+    else:
+        columns = (model.class_names, is_multi, options.top, model.level is not None)
+        _write_csv(*target, _as_csv(answers, *columns))
 
 
 class _MapFolder:
@@ -140,7 +148,15 @@ class _MapFolder:
         self.store.require_writable()
         self.count = 0
 
-    def add(self, model: LoadedModel, path: Path, name: str) -> str:
+    def explained(
+        self, results: Iterator[tuple[Path, FileAnswer | str]], model: LoadedModel, names: Mapping[Path, str]
+    ) -> Iterator[tuple[Path, FileAnswer | str]]:
+        """Write the picture of each image in `results` and yield its result, or why there is no picture."""
+        for path, result in results:
+            problem = "" if isinstance(result, str) else self._add(model, path, names[path])
+            yield path, problem or result
+
+    def _add(self, model: LoadedModel, path: Path, name: str) -> str:
         """Write the picture of the image at `path`; return why there is none, or an empty text."""
         from trainer.evaluate.predict import explain_file
         from trainer.report.heat import encode_pair
@@ -152,6 +168,10 @@ class _MapFolder:
         parts = (_file_part(path.stem), _file_part(explanation.label), f"{explanation.probability:.3f}")
         self.store.write(f"{self.count:04}-{'-'.join(parts)}.png", encode_pair(explanation, name))
         return ""
+
+    def print_summary(self) -> None:
+        """Print the folder and the number of pictures to standard error."""
+        click.echo(f"maps       {shown_address(self.store.uri)}, {self.count} PNG files", err=True)
 
 
 def _file_part(text: str) -> str:
