@@ -68,10 +68,10 @@ def test_coverage_is_within_two_standard_errors_of_the_level_over_100_splits(met
 @pytest.mark.parametrize("method", METHODS)
 def test_cross_fitted_calibration_keeps_the_level_and_rejects_other_images(method: Method) -> None:
     rejected = []
-    for seed in range(20):
-        features, labels = blobs(300, seed)
-        detector = detector_of(features[:200], labels[:200], 0.1, method)
-        scores = compute_scores(detector.index, detector.neighbour, features[200:])
+    for seed in range(30):
+        features, labels = blobs(150, seed)
+        detector = detector_of(features[:50], labels[:50], 0.1, method)
+        scores = compute_scores(detector.index, detector.neighbour, features[50:])
         rejected.append(1 - np.mean(detector.is_accepted(p_values_of(detector, scores))))
     assert 0.05 < np.mean(rejected) < 0.15
     other = compute_scores(detector.index, detector.neighbour, blobs(50, 1, shift=2.0)[0])
