@@ -1,4 +1,4 @@
-"""Measures of all images: file, metadata, colours, sharpness, noise and perceptual hashes.
+"""Measures of all images: file, metadata, colours, sharpness and noise.
 
 `measure_images` reads and decodes each image once, on all cores. Only the measures are kept, about 500 bytes
 an image.
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.audit.perceptual_hash import CROPS, hash_image
 from trainer.audit.picture import Picture, decode_picture
 from trainer.audit.residual import NOISE_NAMES, measure_noise
 from trainer.data.convert import LARGE_PIXELS
@@ -85,12 +84,6 @@ class Measures:
     """[N, 4, 3]: median red, green and blue of the outermost lines, in 0..1."""
     noise: Floats
     """[N, len(NOISE_NAMES)]: see `trainer.audit.residual.measure_noise`."""
-    hash_whole: NDArray[np.uint64]
-    """64-bit perceptual hash; compare with `np.bitwise_count(first ^ second)`. 0 if not readable."""
-    hash_mirrored: NDArray[np.uint64]
-    """The same of the image mirrored left to right."""
-    hash_crops: NDArray[np.uint64]
-    """[N, 5]: the same of five crops with 0.95 of both sides: the centre, and at each corner."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -123,9 +116,6 @@ _EMPTY: dict[str, tuple[str, tuple[int, ...], Any]] = {
     "border_share": ("f4", (4,), np.nan),
     "border_colour": ("f4", (4, 3), np.nan),
     "noise": ("f4", (len(NOISE_NAMES),), np.nan),
-    "hash_whole": ("u8", (), 0),
-    "hash_mirrored": ("u8", (), 0),
-    "hash_crops": ("u8", (len(CROPS),), 0),
 }
 
 
@@ -183,7 +173,6 @@ def measure_picture(picture: Picture) -> dict[str, Any]:
     pixels = np.asarray(picture.image)
     colour = np.asarray(picture.image.histogram(), np.float64).reshape(3, 256) @ np.arange(256)
     border_share, border_colour = _measure_border(pixels)
-    hashes = hash_image(grey)
     return {
         "is_readable": True,
         "width": picture.image.width,
@@ -199,9 +188,6 @@ def measure_picture(picture: Picture) -> dict[str, Any]:
         "border_share": border_share,
         "border_colour": border_colour,
         "noise": measure_noise(pixels),
-        "hash_whole": np.uint64(hashes.whole),
-        "hash_mirrored": np.uint64(hashes.mirrored),
-        "hash_crops": np.array(hashes.crops, np.uint64),
     }
 
 
