@@ -123,7 +123,7 @@ def test_decoder_of_training_and_exported_model_have_the_same_pixels(tmp_path: P
         assert (plain != pixels).any()
     model = load_model(export(tmp_path / "model", "data.denoise={}"))
     small = build_to_pixels(model.data.pixel_format)("image", files)
-    np.testing.assert_allclose(model.classify(files), model.classify_pixels(small), atol=1e-6)
+    np.testing.assert_allclose(model.classify(files).probabilities, model.classify_pixels(small), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,6 @@ def test_specs_and_models_without_noise_removal_are_those_of_earlier_versions(tm
     old = parse_spec("data: {image_size: 32}", "an old spec")
     assert spec_digest(old) != spec_digest(load_spec(settings=["data.image_size=32", "data.denoise={}"]))
     about = json.loads((export(tmp_path / "model") / "assets" / "model.json").read_text())
-    assert about["format_version"] == 1
     assert "denoise" not in about
     assert load_model(tmp_path / "model").data.denoise is None
 
@@ -199,7 +198,7 @@ def test_exported_model_of_a_run_answers_as_the_trained_one(run: Path) -> None:
         for predictions in read_predictions(run / "predictions.csv")
         for name, row in zip(predictions.names, predictions.probabilities, strict=True)
     }
-    served = model.classify([(source / name).read_bytes() for name in trained])
+    served = model.classify([(source / name).read_bytes() for name in trained]).probabilities
     np.testing.assert_allclose(served, list(trained.values()), atol=1e-5)
     metrics, _ = evaluate_source(model, str(source), run.parent, SilentProgress())
     assert metrics["all"]["count"] == len(trained)

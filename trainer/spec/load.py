@@ -20,12 +20,10 @@ from trainer.errors import UsageError
 from trainer.sanitize import bare_address, is_address, shown_values
 from trainer.spec.checked import OPEN
 from trainer.spec.problems import invalid_spec, is_section, require_known_key
-from trainer.spec.schema import RunSpec
+from trainer.spec.schema import ExportSpec, RunSpec
 from trainer.spec.text import dump_mapping, parse_mapping, parse_value, shown_repr
 
 # Settings that do not affect the result: output folder, name, resources and publication.
-_NEW_DATA_SETTINGS = ("denoise", "exclude", "relabel", "group")
-"""Settings that specs of earlier versions did not have; unset, they do not change the digest."""
 _UNHASHED: dict[str, Any] = {
     "recipe": True,
     "output": True,
@@ -144,12 +142,19 @@ def spec_digest(spec: RunSpec, weights_sha256: str = "") -> str:
     weights count by content and not by path.
     """
     values = shown_values(spec.model_dump(mode="json", exclude=_UNHASHED), bare_address)
-    for name in _NEW_DATA_SETTINGS:
-        if values["data"][name] is None:
-            del values["data"][name]
+    _remove_new_settings(values)
     if weights_sha256:
         values["model"]["weights"] = f"sha256:{weights_sha256}"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_new_settings(values: dict[str, Any]) -> None:
+    """Remove settings that specs of earlier versions did not have, unless they are set."""
+    for name in ("denoise", "exclude", "relabel", "group"):
+        if values["data"][name] is None:
+            del values["data"][name]
+    if values["export"] == ExportSpec().model_dump(mode="json"):
+        del values["export"]
 
 
 def setting_digests(spec: RunSpec) -> dict[str, str]:

@@ -16,7 +16,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -223,11 +223,7 @@ def _find_problem(path: Path, lookup: Lookup, is_multi: bool) -> str | None:
 
 
 def read_import_files(
-    files: list[Path],
-    root: Path,
-    buckets: Buckets,
-    is_multi: bool = False,
-    group_column: str | None = None,
+    files: list[Path], root: Path, buckets: Buckets, is_multi: bool = False, group_column: str | None = None
 ) -> ReadResult:
     """Read tables; item names are paths relative to `root`, or URIs for images of a bucket.
 
@@ -240,6 +236,7 @@ def read_import_files(
     result, listed = ReadResult(), _ListedImages()
     tables = _exclude_tables_without_split([_read_table(file) for file in files], result)
     splits = _find_table_splits(tables)
+    read_rows = partial(_read_rows, base_uri=buckets.base_uri, is_multi=is_multi, group_column=group_column)
     rows = [
         (
             table,
@@ -247,11 +244,7 @@ def read_import_files(
             row if isinstance(row, str) else _with_base_uri(row, buckets.base_uri),
         )
         for table in tables
-        for line, row in _with_groups(
-            table,
-            _read_rows(table, lookup, splits.get(table.path, ""), buckets.base_uri, is_multi),
-            group_column,
-        )
+        for line, row in read_rows(table, lookup, splits.get(table.path, ""))
     ]
     result.warnings += [warning for table in tables for warning in _unused_splits(table, lookup, is_multi)]
     uris = [row.uri for _, _, row in rows if not isinstance(row, str) and _is_object(row.uri)]
@@ -357,9 +350,10 @@ def _parse(text: str) -> Any:
 
 
 def _read_rows(
-    table: Table, lookup: Lookup, split: str, base_uri: str, is_multi: bool
+    table: Table, lookup: Lookup, split: str, base_uri: str, is_multi: bool, group_column: str | None
 ) -> Iterator[tuple[int, TableRow | str]]:
     """Yield each line with its row, or with the reason why it cannot be used."""
+    groups = {} if group_column is None else _read_groups(table, group_column)
     # A displayName in Vertex AI's JSON and the name of a column are single labels and are not separated.
     is_cell = bool(table.header) or table.path.suffix.lower() != ".jsonl"
     if not table.header:
@@ -375,16 +369,11 @@ def _read_rows(
     for line, row in separate(rows) if is_cell else rows:
         if isinstance(row, TableRow) and table.header and not base_uri:
             row = _look_up(row, table.path, lookup)
-        yield line, row
+        yield line, row if isinstance(row, str) or not groups else replace(row, group=groups.get(line))
 
 
-def _with_groups(
-    table: Table, rows: Iterator[tuple[int, TableRow | str]], column: str | None
-) -> Iterator[tuple[int, TableRow | str]]:
-    """Yield `rows` with the group in the column `column`. Raises DataError if there is no such column."""
-    if column is None:
-        yield from rows
-        return
+def _read_groups(table: Table, column: str) -> dict[int, str | None]:
+    """Return the value in `column` by line, None for an empty cell. Raises DataError without the column."""
     if column not in table.header:
         raise DataError(
             "A table has no column with the name in data.group.",
@@ -392,9 +381,7 @@ def _with_groups(
             received=f"column:{column}, {printable(str(table.path))}",
         )
     index = table.header.index(column)
-    groups = {line: cells[index] for line, cells in table.rows if index < len(cells)}
-    for line, row in rows:
-        yield line, row if isinstance(row, str) else replace(row, group=groups.get(line) or None)
+    return {line: cells[index] or None for line, cells in table.rows if index < len(cells)}
 
 
 def _choose_columns(table: Table, lookup: Lookup, is_multi: bool) -> Columns | str:
