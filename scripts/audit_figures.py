@@ -300,11 +300,14 @@ def print_labels(paths: Sequence[Path], arguments: argparse.Namespace) -> None:
     from trainer.audit.label_errors import find_label_errors
     from trainer.cli.environment import cache_folder
     from trainer.data.load import load_splits
+    from trainer.distributed import ProcessGroup, ProcessInfo
+    from trainer.distributed.devices import find_cluster
     from trainer.spec.schema import DataSpec
 
+    cluster = find_cluster(False, "auto", ProcessGroup(ProcessInfo()))
     data = DataSpec.model_validate({"source": arguments.data, **PIXELS})
     splits, names, _ = load_splits(data, cache_folder(), SilentProgress())
-    features = compute_features(splits, data, cache_folder(), SilentProgress())
+    features = compute_features(splits, data, cluster, cache_folder(), SilentProgress())
     images = join_splits(splits, names, features)
     labels, values = np.asarray(images.labels), np.asarray(images.features)
     for suspect in (find_label_errors(values, labels, images.is_train) or [])[:20]:

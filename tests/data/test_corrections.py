@@ -56,6 +56,13 @@ def test_exclusion_has_precedence_over_a_new_label(tmp_path: Path) -> None:
     assert labels_of(dataset)["train/cats/1.png"] == "dogs"
 
 
+def test_one_table_can_exclude_and_relabel(tmp_path: Path) -> None:
+    row = "path,new_label\ntrain/cats/0.png,dogs\n"
+    table = put(tmp_path / "both.csv", row.encode())
+    dataset = corrected(tmp_path, row, "relabel", exclude=str(table))
+    assert "train/cats/0.png" not in labels_of(dataset)
+
+
 def test_some_unknown_names_are_a_warning_and_only_unknown_names_an_error(tmp_path: Path) -> None:
     dataset = corrected(tmp_path, "path\ntrain/cats/0.png\ntrain/cats/77.png\n")
     assert any("1 name is in data.exclude and not in the data" in warning for warning in dataset.warnings)

@@ -89,6 +89,22 @@ def test_folds_keep_groups_together_and_every_class_in_training() -> None:
     assert set(assign_folds(alone[0], 5, alone[1])[-2:]) == {-1}
 
 
+def test_classes_smaller_than_the_number_of_folds_have_fewer_folds() -> None:
+    labels, groups = np.repeat(np.arange(10), 3), np.arange(30) // 2
+    assert set(assign_folds(labels, 5, groups).tolist()) <= {-1, 0, 1, 2}
+
+
+def test_unlabelled_images_are_on_both_sides() -> None:
+    items = [
+        Item(str(n), label, None, Path("x"), labels=(label,) if label else (), group=f"{n // 2}")
+        for n in range(120)
+        for label in ("cat" if n % 3 else "",)
+    ]
+    split = assign_splits(items, digests(*range(120)), 0.2, is_multi=True)
+    shares = [item.split == "validation" for item in split if not item.labels]
+    assert 0.05 < sum(shares) / len(shares) < 0.4
+
+
 def write_videos(root: Path, count: int = 6) -> Path:
     for label in ("cats", "dogs"):
         for video in range(count):

@@ -28,6 +28,7 @@ from trainer.evaluate.unknown import (
 )
 from trainer.export.novelty import Method, NoveltyDetector
 from trainer.spec import RunSpec, load_spec
+from trainer.training.probe import fit_probe
 from trainer.training.temperature import FEWEST_IMAGES, apply_temperature, fit_temperature
 
 WIDTH = 12
@@ -285,3 +286,34 @@ def test_split_halves_follow_contents_not_order(tmp_path: Path) -> None:
     whole = replace(split("validation", 10, 0), contents=contents)
     turned = replace(whole, contents=contents[::-1])
     assert (split_halves(whole) == split_halves(turned)[::-1]).all()
+
+
+def test_temperature_is_one_where_nothing_limits_it() -> None:
+    right = np.tile([0.7, 0.3], (100, 1))
+    assert fit_temperature(right, np.zeros(100, np.int64)) == 1.0
+    labels = np.zeros(100, np.int64)
+    labels[:30] = 1
+    assert fit_temperature(right, labels) == pytest.approx(1.0, abs=0.01)
+    labels[:30] = 0
+    labels[:2] = 1
+    assert fit_temperature(right, labels) < 0.5
+
+
+def test_image_without_a_fold_has_no_part_in_the_temperature() -> None:
+    chance = np.random.default_rng(0)
+    labels = np.append(np.arange(80) % 2, 2)
+    features = np.eye(3)[labels] + chance.normal(0, 0.5, (81, 3))
+    probe = fit_probe(features, labels, np.ones(3), 5)
+    assert probe.is_tested is not None
+    assert probe.is_tested.tolist() == [True] * 80 + [False]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_images_of_one_group_do_not_calibrate_each_other(method: Method) -> None:
+    chance = np.random.default_rng(0)
+    videos = chance.normal(size=(30, 40))
+    frames = (np.repeat(videos, 12, axis=0) + chance.normal(0, 0.01, (360, 40))).astype(np.float32)
+    classes, groups = np.zeros(360, np.int64), np.repeat(np.arange(30), 12)
+    alone = cross_fitted_scores(method, frames, classes)
+    together = cross_fitted_scores(method, frames, classes, groups)
+    assert np.median(together) > 1.05 * np.median(alone)

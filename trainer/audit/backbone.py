@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from trainer import __version__
 from trainer.data.dataset import Split
 from trainer.data.progress import Progress
 from trainer.data.weights import find_weights
-from trainer.distributed import ProcessGroup, ProcessInfo
-from trainer.distributed.devices import find_cluster
+from trainer.distributed.devices import Cluster
 from trainer.model.build import build_inference_model
 from trainer.model.pretrained import get_backbone, get_head, preprocessing_of
 from trainer.model.weights import load_weights
@@ -30,18 +30,19 @@ PIXELS = {"image_size": SIZE, "resize": "crop", "crop_fraction": 0.875, "interpo
 
 
 def compute_features(
-    splits: Mapping[str, Split], data: DataSpec, cache_dir: Path, progress: Progress
+    splits: Mapping[str, Split], data: DataSpec, cluster: Cluster, cache_dir: Path, progress: Progress
 ) -> dict[str, NDArray[np.float32]]:
     """Return the features of all images by split, float32 [images, width], cached in `cache_dir`.
 
-    `data` has the settings in PIXELS. Raises the errors of `find_weights` if there are no weights.
+    `data` has the settings in PIXELS. cluster: of `find_cluster`, which must precede any other use of
+    TensorFlow. Raises the errors of `find_weights` if there are no weights.
     """
     spec = PretrainedSpec()
-    model = build_inference_model(spec, 2, SIZE, data.channels)
+    with cluster.strategy.scope():
+        model = build_inference_model(spec, 2, SIZE, data.channels)
     backbone = get_backbone(model)
     if (file := find_weights(spec, cache_dir, progress)) is not None:
         load_weights(backbone, file)
-    cluster = find_cluster(False, "auto", ProcessGroup(ProcessInfo()))
     description = [
         __version__, tf.__version__, keras.__version__, _digest(splits),
         data.model_dump_json(include={*PIXEL_SETTINGS}), spec.backbone, preprocessing_of(backbone),
@@ -56,6 +57,7 @@ def _digest(splits: Mapping[str, Split]) -> str:
     digest = hashlib.sha256()
     for name, split in splits.items():
         for row, item in enumerate(split.items):
-            content = split.contents[row] if split.contents else ""
+            # Shards have no hashes of the contents; a random key never matches.
+            content = split.contents[row] if split.contents else secrets.token_hex(8)
             digest.update(f"{name}\0{item.name}\0{content}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

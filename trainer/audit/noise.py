@@ -32,6 +32,8 @@ _MAX_IMAGES = 5_000
 """Number of images that the mixture is fitted to; larger data sets are sampled."""
 _MIN_EXPECTED = 5.0
 """Minimum expected count of a cell for the approximation of the G test (Cochran 1954)."""
+_FEWEST_TABLES, _MOST_CELLS = 999, 10_000_000
+"""Fewer tables are drawn if they would have more cells in all."""
 _TABLES = 9_999
 
 _SIGMAS = tuple(range(0, 3 * SCALES, SCALES))
@@ -218,10 +220,11 @@ def _p_of_independence(table: Ints) -> float:
     observed = _g_statistic(table)
     if _expected(table).min() >= _MIN_EXPECTED:
         return float(special.chdtrc((table.shape[0] - 1) * (table.shape[1] - 1), observed))
+    tables = min(_TABLES, max(_FEWEST_TABLES, _MOST_CELLS // table.size))
     drawn = stats.random_table(table.sum(axis=1), table.sum(axis=0)).rvs(
-        _TABLES, random_state=np.random.default_rng(0)
+        tables, random_state=np.random.default_rng(0)
     )
-    return (1 + int(np.sum(_g_statistic(drawn) >= observed - 1e-9))) / (1 + _TABLES)
+    return (1 + int(np.sum(_g_statistic(drawn) >= observed - 1e-9))) / (1 + tables)
 
 
 def _cramers_v(table: Ints) -> float:

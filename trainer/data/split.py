@@ -112,7 +112,8 @@ def _held_out_groups(items: Sequence[Item], contents: Sequence[str], fraction: f
     units = _connect_groups(items, contents)
     labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for (_, unit), own in units.items():
-        labels[unit].update(dict.fromkeys(own, 1))
+        # Images without a label count for a label of their own.
+        labels[unit].update(dict.fromkeys(own or {""}, 1))
     totals, sizes = Counter[str](), Counter[str]()
     for counts in labels.values():
         totals.update(counts)

@@ -24,6 +24,7 @@ from trainer.evaluate.synthetic import make_unknown_images
 from trainer.evaluate.unknown import (
     MOST_BYTES,
     MOST_POINTS,
+    Chosen,
     choose_method,
     compute_scores,
     count_points,
@@ -39,6 +40,7 @@ from trainer.training.temperature import apply_temperature, fit_temperature
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 TEMPERATURE = "probe/temperature"
 """Entry of the history with the temperature that out-of-fold predictions of the training images give."""
@@ -117,7 +119,9 @@ def describe_rejection(
 
 
 def split_halves(split: Split) -> NDArray[np.bool_]:
-    """Return which images belong to the first half, bool [images], by a hash of their contents."""
+    """Return which images belong to the first half, bool [images], by groups or a hash of their contents."""
+    if split.groups is not None:
+        return np.asarray(split.groups % 2 == 0)
     keys = split.contents or [hashlib.sha256(item.name.encode()).hexdigest() for item in split.items]
     return np.array([int(key[-8:], 16) % 2 == 0 for key in keys], bool)
 
@@ -190,7 +194,8 @@ class _Recognizer:
             return None
         rows = np.sort(order[:points])
         features, labels = self._features_of(train, rows), train.labels[rows]
-        chosen = self._choose(features, labels, rows)
+        groups = None if train.groups is None else train.groups[rows]
+        chosen = self._choose(features, labels, rows, groups)
         used_names = [names[row] for row in rows]
         held_out = self._dataset.held_out
         calibration = None
@@ -199,7 +204,7 @@ class _Recognizer:
             calibration = self._scores_of(plain, held_out)
             used = calibration[~np.isnan(calibration)]
         detector = fit_detector(
-            chosen.method, features, labels, used_names, level, None if calibration is None else used
+            chosen.method, features, labels, used_names, level, None if calibration is None else used, groups
         )
         self._warn_of_few(len(detector.calibration), level)
         known = {}
@@ -212,13 +217,14 @@ class _Recognizer:
                 known[name] = p_values_of(detector, self._scores_of(detector, split))
         return detector, chosen.auroc, known
 
-    def _choose(self, features: Array, labels: Any, rows: NDArray[np.int64]) -> Any:
+    def _choose(self, features: Array, labels: Any, rows: Rows, groups: Rows | None) -> Chosen:
         count = min(_SYNTHETIC_IMAGES, len(rows))
         sample = np.sort(self._rng.permutation(rows)[:count])
         images = make_unknown_images(self._dataset.train.pixels.gather(sample), self._spec.seed)
         unknown = {kind: self._inference.of_pixels(pixels) for kind, pixels in images.items()}
         part = np.sort(self._rng.permutation(len(rows))[:_CHOICE_IMAGES])
-        return choose_method(features[part], labels[part], unknown, self._spec.seed)
+        own_groups = None if groups is None else groups[part]
+        return choose_method(features[part], labels[part], unknown, self._spec.seed, own_groups)
 
     def _scores_of(self, detector: NoveltyDetector, split: Split) -> Floats:
         """Return the score of each image of `split`, NaN for images beyond a sample."""
@@ -241,7 +247,7 @@ class _Recognizer:
             )
 
 
-_GATHERED = 256
+_GATHERED = 64
 """Images whose pixels are in memory at once."""
 
 

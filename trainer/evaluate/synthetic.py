@@ -35,9 +35,13 @@ def make_unknown_images(images: Pixels, seed: int) -> dict[str, Pixels]:
     for number, (kind, make) in enumerate(kinds.items()):
         rng = np.random.default_rng([seed, number])
         others = np.roll(images, max(1, len(images) // 2), axis=0)
-        rows = [make(image, other, rng) for image, other in zip(images, others, strict=True)]
-        made[kind] = np.clip(np.round(np.stack(rows)), 0, 255).astype(np.uint8)
+        rows = [_to_pixels(make(image, other, rng)) for image, other in zip(images, others, strict=True)]
+        made[kind] = np.stack(rows)
     return made
+
+
+def _to_pixels(image: NDArray[np.floating]) -> Pixels:
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
 def _make_noise(image: Pixels, _: Pixels, rng: np.random.Generator) -> NDArray[np.floating]:

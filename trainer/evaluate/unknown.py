@@ -19,6 +19,7 @@ from trainer.training.probe import one_scipy_thread
 Features = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Labels = NDArray[np.integer[Any]]
+Groups = NDArray[np.int64] | None
 
 METHODS: tuple[Method, ...] = ("mahalanobis", "neighbour")
 MOST_BYTES = 5_000_000
@@ -47,23 +48,25 @@ class Chosen:
     """By method, then by kind of synthetic image, and `left_out` for the classes that were left out."""
 
 
-def choose_method(features: Features, labels: Labels, unknown: Mapping[str, Features], seed: int) -> Chosen:
+def choose_method(
+    features: Features, labels: Labels, unknown: Mapping[str, Features], seed: int, groups: Groups = None
+) -> Chosen:
     """Return the method with the highest mean of the AUROC on synthetic images and on left-out classes.
 
     features: [images, width] of training images; labels: [images] or [images, labels]. unknown: the features
-    of synthetic images by kind.
+    of synthetic images by kind. groups: see `cross_fitted_scores`.
     """
     classes = single_labels(labels)
     figures: dict[str, dict[str, float]] = {}
     values = []
     for method in METHODS:
         fitted = fit_index(method, features, classes)
-        known = cross_fitted_scores(method, features, classes, folds=2)
+        known = cross_fitted_scores(method, features, classes, groups, folds=2)
         auroc = {
             kind: compute_auroc(known, compute_scores(*fitted, images)) for kind, images in unknown.items()
         }
         value = [float(np.mean(list(auroc.values())))] if auroc else []
-        if left_out := _score_left_out(method, features, classes, seed):
+        if left_out := _score_left_out(method, features, classes, seed, groups):
             auroc["left_out"] = float(np.mean(left_out))
             value.append(auroc["left_out"])
         figures[method] = auroc
@@ -76,7 +79,9 @@ def single_labels(labels: Labels) -> NDArray[np.int64]:
     return np.zeros(len(labels), np.int64) if labels.ndim == 2 else labels.astype(np.int64)
 
 
-def _score_left_out(method: Method, features: Features, classes: NDArray[np.int64], seed: int) -> list[float]:
+def _score_left_out(
+    method: Method, features: Features, classes: NDArray[np.int64], seed: int, groups: Groups
+) -> list[float]:
     """Return the AUROC of several draws of classes that are left out, against new images of the others."""
     present = np.unique(classes)
     if len(present) < 2:
@@ -85,7 +90,8 @@ def _score_left_out(method: Method, features: Features, classes: NDArray[np.int6
     for draw in range(min(_DRAWS, len(present))):
         count = max(1, len(present) // _LEFT_OUT_SHARE)
         left_out = np.isin(classes, rng.permutation(present)[:count] if count > 1 else present[draw])
-        is_fitted = ~left_out & (rng.permutation(len(classes)) % 2 == 0)
+        units = _number_units(len(classes), groups)
+        is_fitted = ~left_out & (rng.permutation(int(units.max()) + 1)[units] % 2 == 0)
         is_known = ~left_out & ~is_fitted
         if is_fitted.sum() < 2 or not is_known.any():
             continue
@@ -111,19 +117,21 @@ def fit_detector(
     names: Sequence[str],
     level: float,
     calibration: Floats | None = None,
+    groups: Groups = None,
 ) -> NoveltyDetector:
     """Return the detector that is fitted to training images.
 
     features: [images, width], at most MOST_POINTS images; labels as in `choose_method`; names: [images].
     calibration: the scores of other images, [images]. Without it, the training images are calibrated against
-    each other by cross-fitting, which requires features that were not trained on them.
+    each other by cross-fitting, which requires features that were not trained on them. groups: see
+    `cross_fitted_scores`.
     """
     classes = single_labels(labels)
     training, _ = fit_index("neighbour", features, classes)
     index, neighbour = fit_index(method, features, classes) if method != "neighbour" else (training, 0)
     neighbour = neighbour or _count_neighbours(len(features))
     if calibration is None:
-        calibration = cross_fitted_scores(method, features, classes)
+        calibration = cross_fitted_scores(method, features, classes, groups)
     scores = np.sort(calibration).astype(np.float32)
     return NoveltyDetector(method, index, neighbour, scores, level, training, tuple(names))
 
@@ -151,10 +159,18 @@ def find_rank(width: int, images: int) -> int:
 
 
 def cross_fitted_scores(
-    method: Method, features: Features, classes: NDArray[np.int64], folds: int = _FOLDS
+    method: Method,
+    features: Features,
+    classes: NDArray[np.int64],
+    groups: Groups = None,
+    folds: int = _FOLDS,
 ) -> Floats:
-    """Return the score of each image by a detector that is fitted to the other folds, float64 [images]."""
-    fold = np.arange(len(features)) % min(folds, len(features))
+    """Return the score of each image by a detector that is fitted to the other folds, float64 [images].
+
+    groups: number of the group of each image, [images]; all images of a group are in one fold.
+    """
+    units = _number_units(len(features), groups)
+    fold = units % min(folds, int(units.max(initial=0)) + 1)
     scores = np.zeros(len(features))
     for number in np.unique(fold):
         is_tested = fold == number
@@ -163,6 +179,13 @@ def cross_fitted_scores(
         fitted = fit_index(method, features[~is_tested], classes[~is_tested])
         scores[is_tested] = compute_scores(*fitted, features[is_tested])
     return scores
+
+
+def _number_units(images: int, groups: Groups) -> NDArray[np.int64]:
+    """Return the number of the group of each image, from 0; its own number without groups."""
+    if groups is None:
+        return np.arange(images)
+    return np.asarray(np.unique(groups, return_inverse=True)[1], np.int64)
 
 
 def compute_scores(index: FeatureIndex, neighbour: int, features: Features) -> Floats:

@@ -292,6 +292,7 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
         signatures = {name: loaded.signatures[name] for name in names}
         data = _described_data(description)
         _require_consistent(signatures, description, data)
+        temperature, level = float(description.get("temperature", 1.0)), _find_level(description)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise  # out of memory, the model may be fine
     except Exception as error:  # TensorFlow has no exception of its own for a damaged file
@@ -306,8 +307,8 @@ def load_model(path: Path, trust: bool = False) -> LoadedModel:
         data,
         _Signatures(signatures, loaded),
         _thresholds(description),
-        float(description.get("temperature", 1.0)),
-        _find_level(description),
+        temperature,
+        level,
     )
 
 

@@ -189,6 +189,6 @@ def _draw_boxes(values: Any, labels: Any, class_names: Iterable[str]) -> Figure:
                 [first, third], [number, number], color=BLUE, linewidth=6, solid_capstyle="butt", alpha=0.55
             )
             axes.plot([middle], [number], color=BLUE, marker="|", markersize=11, markeredgewidth=2)
-    axes.set_yticks(range(len(names)), [name[:16] for name in names])
+    axes.set_yticks(range(len(names)), [name[:16] for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     return figure

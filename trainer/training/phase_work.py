@@ -196,8 +196,9 @@ class PhaseWork:
         row: Row = {"probe/penalty": probe.penalty}
         if probe.held_out is not None:
             row["probe/cross_validated_accuracy"] = compute_accuracy(probe.held_out, labels)
-            if labels.ndim == 1:
-                row["probe/temperature"] = fit_temperature(probe.held_out, labels)
+            if probe.is_tested is not None and labels.ndim == 1:
+                rows = probe.is_tested
+                row["probe/temperature"] = fit_temperature(probe.held_out[rows], labels[rows])
         return row
 
     def _build_sums(self, logits: NDArray[np.float64], labels: NDArray[np.int32]) -> list[Sums]:

@@ -47,6 +47,8 @@ class Probe:
 
     None if no class has two images, so that there are no folds.
     """
+    is_tested: NDArray[np.bool_] | None = None
+    """Whether an image is in a fold, [images]; the probabilities of others are no predictions."""
 
 
 def fit_probe(
@@ -85,7 +87,7 @@ def fit_probe(
         penalty, held_out = _choose_penalty(scaled, labels, sample_weights, len(weights), fold, is_stopped)
         kernel, bias = _fit(scaled, labels, sample_weights, len(weights), penalty)
     kernel = kernel / scale
-    return Probe(kernel, bias - mean @ kernel, penalty, held_out)
+    return Probe(kernel, bias - mean @ kernel, penalty, held_out, fold >= 0)
 
 
 def one_scipy_thread() -> AbstractContextManager[object]:
@@ -168,7 +170,7 @@ def _assign_grouped_folds(labels: Labels, folds: int, groups: NDArray[np.int64])
     from sklearn.model_selection import StratifiedGroupKFold  # slow import, needed only here
 
     fold = np.full(len(labels), -1, np.int64)
-    count = min(folds, len(np.unique(groups)))
+    count = min(folds, len(np.unique(groups)), int(np.bincount(labels).max(initial=0)))
     if count < 2:
         return fold
     with warnings.catch_warnings():

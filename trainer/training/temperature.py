@@ -22,9 +22,10 @@ def fit_temperature(probabilities: Floats, labels: NDArray[np.integer]) -> float
     """Return the temperature with the lowest log loss, in 1/20 .. 20.
 
     probabilities: [images, classes]; rows sum to 1. labels: [images]. They must be of images that the model
-    was not fitted to. The temperature is 1 for fewer than FEWEST_IMAGES images.
+    was not fitted to. The temperature is 1 for fewer than FEWEST_IMAGES images, and for
+    images that are all classified correctly: the loss then falls with the temperature without a limit.
     """
-    if len(labels) < FEWEST_IMAGES:
+    if len(labels) < FEWEST_IMAGES or (probabilities.argmax(axis=1) == labels).all():
         return 1.0
     from scipy.optimize import minimize_scalar  # slow import, needed only here
 
@@ -37,7 +38,6 @@ def fit_temperature(probabilities: Floats, labels: NDArray[np.integer]) -> float
 
     bound = np.log(_LARGEST)
     best = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-5})
-    # With perfectly separated images, the loss falls until the lower bound.
     return float(f"{np.exp(best.x):.{_DIGITS}g}") if best.fun < loss(0.0) else 1.0
 
 

@@ -226,11 +226,11 @@ def make_shards(
     shards, DataError like `load_dataset`, and TemporaryError.
     """
     require_single_label(spec)
-    if spec.group == "duplicates":
+    if spec.group is not None and spec.group.startswith(("duplicates", "exif:")):
         raise UsageError(
-            "data.group=duplicates cannot be used for shards, which are packed without decoded images.",
-            "Use name:REGEX or column:NAME, or list the copies in data.exclude.",
-            received="data.group=duplicates",
+            "This data.group cannot be used for shards, which are split before the images are read.",
+            "Use name:REGEX or column:NAME.",
+            received=f"data.group={spec.group}",
         )
     # Each process downloads only the bucket images of its own share.
     read = list_images(spec, pool.cache_dir, progress, placeholders=True)
