@@ -42,6 +42,8 @@ from trainer.training.checkpoint import has_readable
 _MAX_MODEL_BYTES = 1 << 40
 _MISSING_RUN = {LATEST: "there is no finished run yet", CHAMPION: "there is no champion yet"}
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_NETWORK = "model/"
+"""Prefix of the variables of the network; the others belong to the rejection of unknown images."""
 _Record = Mapping[str, str | None] | None
 """The entry for a weights file in environment.json."""
 
@@ -204,7 +206,8 @@ def _restore(model: keras.Model, folder: Path) -> None:
     """Restore the SavedModel in `folder` into `model`. Raises UsageError if it is of another network."""
     path = str(folder / "variables" / "variables")
     try:
-        saved = [name for name, _ in tf.train.list_variables(path) if name.endswith(_VALUE)]
+        names = [name for name, _ in tf.train.list_variables(path)]
+        saved = [name for name in names if name.startswith(_NETWORK) and name.endswith(_VALUE)]
         if len(saved) != len(model.weights):
             raise ValueError(f"{len(saved)} variables instead of {len(model.weights)}")
         tf.train.Checkpoint(model=model).read(path).assert_existing_objects_matched()
