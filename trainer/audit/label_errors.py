@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.audit.odd import robust_scores
-from trainer.training.probe import MAX_WORK, assign_folds
+from trainer.training.probe import MAX_WORK, assign_folds, one_scipy_thread
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
@@ -77,7 +77,8 @@ def find_label_errors(
         or features.size * classes * _FOLDS > MAX_WORK
     ):
         return None
-    probabilities = _predict_all(features, labels, train, classes, groups)
+    with one_scipy_thread():
+        probabilities = _predict_all(features, labels, train, classes, groups)
     return _rank(probabilities, labels)
 
 

@@ -248,21 +248,22 @@ def _prediction_context(inputs: ReportInputs) -> dict[str, Any]:
     predictions = _single_label(inputs)[inputs.held_out]
     rows = tables.class_rows(inputs.metrics, inputs.held_out, predictions.class_names)
     is_many = len(rows) > MOST_NAMED_CLASSES
+    matrix = confusion_matrix(predictions)
+    confusions = tables.top_confusions(matrix, predictions.class_names, _CONFUSIONS)
     return {
         "class_rows": rows,
         "weakest_rows": tables.weakest_first(rows)[:_WEAKEST] if is_many else [],
-        "confusions": tables.top_confusions(
-            confusion_matrix(predictions), predictions.class_names, _CONFUSIONS
-        ),
-        "cells": _cells(predictions, inputs),
+        "confusions": confusions,
+        "cells": _cells(confusions, predictions, inputs),
         **examples(inputs),
     }
 
 
-def _cells(predictions: Predictions, inputs: ReportInputs) -> list[tuple[tables.Confusion, list[Picture]]]:
-    """Return the most frequent mistakes, each with small pictures of its images."""
+def _cells(
+    confusions: list[tables.Confusion], predictions: Predictions, inputs: ReportInputs
+) -> list[tuple[tables.Confusion, list[Picture]]]:
+    """Return each kind of mistake in `confusions` with small pictures of its images."""
     number = {name: index for index, name in enumerate(predictions.class_names)}
-    confusions = tables.top_confusions(confusion_matrix(predictions), predictions.class_names, _CONFUSIONS)
     rows = [
         choose_cell(predictions, number[confusion.label], number[confusion.predicted], _CELL_PICTURES)
         for confusion in confusions
